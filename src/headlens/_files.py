@@ -1,0 +1,89 @@
+"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from headlens._errors import OutputError
+
+
+@contextlib.contextmanager
+def _staged(target: Path, make) -> Iterator[Path]:
+    """Yield a fresh path beside `target`; on success rename it over, on failure remove it."""
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = make()
+        yield temporary
+        _replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{target} could not be written: {reason}. Nothing was left behind; free space or name another place."
+        ) from error
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+
+
+@contextlib.contextmanager
+def whole_file(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `target` only when the block ends well.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written (a full disk, a missing right); the old file, if any, stays.
+    """
+    target = Path(target)
+
+    def make() -> Path:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        Path(name).chmod(0o666 & ~_umask())
+        return Path(name)
+
+    with _staged(target, make) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def whole_folder(target: str | Path) -> Iterator[Path]:
+    """Like `whole_file`, for a folder: `target` is replaced in one step when the block ends well."""
+    target = Path(target)
+    with _staged(target, lambda: Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))) as path:
+        path.chmod(0o777 & ~_umask())
+        yield path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    if target.is_dir() and temporary.is_dir():
+        # A folder cannot be renamed over a full one: move the old one aside first, drop it last.
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(aside / target.name)
+        try:
+            temporary.rename(target)
+        except OSError:
+            (aside / target.name).rename(target)
+            raise
+        finally:
+            _remove(aside)
+    else:
+        temporary.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
