@@ -1,0 +1,235 @@
+"""A loaded language model: transformers' own module, its row in the family table, and its heads.
+
+Nothing is wrapped or copied: `model.hf` is the module that transformers made, and it runs as it always
+did. What headlens adds is knowledge of where things are.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headlens._errors import UnsupportedArchitecture
+from headlens.models.families import Family
+from headlens.models.head import Head, HeadCount, QKNorm
+from headlens.models.norm import Norm, read_norm
+from headlens.models.projections import Projection, check_fused_width, output_weight, read_projections
+from headlens.models.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformers model that headlens knows how to take apart."""
+
+    hf: Any
+    """The transformers module, in eval mode."""
+    tokenizer: Any | None
+    family: Family
+    name: str
+    """How the user named it; the `model` column of every table."""
+    revision: str | None
+
+    @property
+    def config(self) -> Any:
+        return self.hf.base_model.config
+
+    @property
+    def blocks(self) -> Any:
+        return self.hf.base_model.get_submodule(self.family.blocks)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        return self.config.num_attention_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.n_heads
+
+    @property
+    def d_model(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def d_head(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.d_model // self.n_heads
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        limit = self.config.max_position_embeddings
+        # RoBERTa numbers positions from padding_idx + 1, so its table is longer than its context
+        return limit - self.config.pad_token_id - 1 if self.config.model_type == "roberta" else limit
+
+    @property
+    def vocab_size(self) -> int:
+        return self.hf.get_input_embeddings().num_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def bos(self) -> int | None:
+        """Token id that begins every sequence, or None where the model knows no such token."""
+        if self.tokenizer is not None:
+            return self.tokenizer.bos_token_id
+        return self.config.bos_token_id
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a block read the same residual stream."""
+        return self.family.parallel(self.config)
+
+    @property
+    def count(self) -> HeadCount:
+        return HeadCount(self.n_heads, self.n_kv_heads, self.d_head)
+
+    def attention_module(self, layer: int) -> Any:
+        """Return the transformers module that computes attention in `layer`."""
+        return self.blocks[layer].get_submodule(self.family.attention)
+
+    def projections(self, layer: int) -> dict[str, Projection]:
+        """Return where the layer's queries, keys and values come from, under `q`, `k`, `v`."""
+        found = read_projections(self.attention_module(layer), self.family, self.count)
+        check_fused_width(found, self.count)
+        return found
+
+    def norm(self, layer: int, place: str) -> Norm | None:
+        """Return the `pre_norm` or `post_norm` of a layer's attention, or None."""
+        path = getattr(self.family, place)
+        return None if path is None else read_norm(self.blocks[layer].get_submodule(path), self.family.norm)
+
+    def output_bias(self, layer: int) -> Tensor | None:
+        """Return b_O (d_model): what the attention block adds whatever its heads do."""
+        assert self.family.out is not None
+        return self.attention_module(layer).get_submodule(self.family.out).bias
+
+    def head(self, layer: int, head: int) -> Head:
+        """Return one head's exact query-key and output-value maps.
+
+        Raises
+        ------
+        IndexError
+            If the model has no such layer or head.
+        UnsupportedArchitecture
+            If the model is an encoder (capture only) or its weights are quantised.
+        """
+        self._check_index(layer, head)
+        if self.family.out is None:
+            raise UnsupportedArchitecture(
+                f"{self.name} is an encoder ({self.family.title}): its activations can be captured, its heads cannot "
+                "be taken apart."
+            )
+        attention = self.attention_module(layer)
+        parts = self.projections(layer)
+        q, k, v = parts["q"], parts["k"], parts["v"]
+        kv_head = self.count.kv_head(head)
+        pre_norm = self.norm(layer, "pre_norm")
+        family = self.family
+        return Head(
+            layer=layer,
+            head=head,
+            W_Q=q.weight(head),
+            W_K=k.weight(kv_head),
+            W_V=v.weight(kv_head),
+            W_O=output_weight(attention.get_submodule(family.out), family.out, head, self.d_head),
+            b_Q=q.bias(head),
+            b_K=k.bias(kv_head),
+            b_V=v.bias(kv_head),
+            query_norm=pre_norm,
+            key_norm=pre_norm,
+            query_qk_norm=self._qk_norm(attention, family.query_norm, q, head),
+            key_qk_norm=self._qk_norm(attention, family.key_norm, k, kv_head),
+            rotary=self._rotary(layer),
+            scale=family.scale(attention),
+            softcap=None if family.softcap is None else getattr(attention, family.softcap),
+            window=family.window(attention),
+            sink=None if family.sinks is None else getattr(attention, family.sinks)[head],
+        )
+
+    def _check_index(self, layer: int, head: int) -> None:
+        for what, index, size in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
+            if not 0 <= index < size:
+                raise IndexError(f"{self.name} has no {what} {index}: its {what}s go from 0 to {size - 1}.")
+
+    def _qk_norm(self, attention: Any, path: str | None, projection: Projection, head: int) -> QKNorm | None:
+        if path is None:
+            return None
+        norm = read_norm(attention.get_submodule(path), self.family.norm)
+        return QKNorm(
+            norm=norm,
+            over=self.family.qk_norm_over,
+            weight=projection.weight_in_out(),
+            bias=projection.module.bias,
+            part=projection.columns(head),
+        )
+
+    def _rotary(self, layer: int) -> Rotary | None:
+        if self.family.rotary == "none":
+            return None
+        if self.family.rotary == "pairs":  # GPT-J keeps a table of angles in each attention module
+            return Rotary(self.attention_module(layer).embed_positions, "pairs")
+        layer_type = self.config.layer_types[layer] if self.family.rotary_by_layer_type else None
+        return Rotary(self.hf.base_model.rotary_emb, self.family.rotary, layer_type)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Any:
+        """Run the model on padded ids (batch, token); `mask` is True on real tokens, None where all are.
+
+        Positions count real tokens only, so padding on either side changes nothing. Gradients are the
+        caller's business; nothing is cached.
+        """
+        arguments: dict[str, Any] = {"input_ids": ids.to(self.device)}
+        if mask is not None and not bool(mask.all()):
+            mask = mask.to(self.device)
+            first = self.config.pad_token_id + 1 if self.config.model_type == "roberta" else 0
+            arguments["attention_mask"] = mask.long()
+            arguments["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0) + first
+        if self.family.causal:
+            arguments["use_cache"] = False
+        return self.hf(**arguments)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what identifies this model in a result: name, revision, family, dtype, hashes, BOS."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "family": self.family.title,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": weights_hash(self.hf),
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "bos": self.bos,
+        }
+
+
+def weights_hash(hf: Any) -> str:
+    """Return a digest of every parameter's name, shape and a strided sample of its values.
+
+    A full digest would read every byte of a model at each run; 4,096 values of each tensor tell any two
+    trainings, revisions or dtypes apart.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(hf.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_hash(tokenizer: Any | None) -> str | None:
+    """Return a digest of the vocabulary and special tokens, or None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,144 @@
+"""`hl.edit`: run a model with something changed at a site: ablated, patched, or one edge of attention cut.
+
+    with hl.edit(model, [hl.ablate("blocks.5.attn.hook_z", head=1, to="mean"), hl.cut(3, 0, query=7, key=2)]):
+        ...                       # hl.capture, or model.forward
+
+Scores are edited before the mask and the softmax: whatever is written, no query sees its future.
+
+Axes: sites inside attention have heads; `head` selects one, `position` tokens (queries, at a pattern).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headlens._errors import SiteError
+from headlens.models import Model
+from headlens.tracing.sites import Site, parse_site
+from headlens.tracing.taps import Tap, tapped
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change at a site: `change(value)` returns the new value, and must not write into the old one."""
+
+    site: str
+    change: Callable[[Tensor], Tensor]
+
+
+@contextlib.contextmanager
+def edit(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
+    """Apply `edits`, in order, to every forward pass inside the block.
+
+    Raises
+    ------
+    SiteError
+        If a site does not exist, or (at the end) did not appear while the model ran.
+    """
+    changes: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
+    for one in edits:
+        for site in parse_site(model, one.site):
+            changes.setdefault(site, []).append(one.change)
+    with tapped(model, {site: _in_order(several) for site, several in changes.items()}):
+        yield
+
+
+def _in_order(changes: Sequence[Callable[[Tensor], Tensor]]) -> Tap:
+    def tap(value: Tensor) -> Tensor:
+        for change in changes:
+            value = change(value)
+        return value
+
+    return tap
+
+
+def ablate(
+    site: str,
+    *,
+    head: int | None = None,
+    to: Literal["zero", "mean", "resample"] = "zero",
+    generator: torch.Generator | None = None,
+) -> Edit:
+    """Return an edit that removes what a site (or one head of it) says.
+
+    `mean` puts the mean over the batch's sequences and tokens there (use it on batches without padding);
+    `resample` gives each sequence the value of another one, drawn with `generator`.
+    """
+
+    def change(value: Tensor) -> Tensor:
+        if to == "zero":
+            new = torch.zeros_like(value)
+        elif to == "mean":
+            new = value.mean((0, 1), keepdim=True).expand_as(value)
+        else:
+            order = torch.randperm(len(value), generator=generator).to(value.device)
+            new = value[order]
+        return _at(value, new, site, head)
+
+    if to not in ("zero", "mean", "resample"):
+        raise SiteError(f"to must be zero, mean or resample, not '{to}'.")
+    if to == "resample" and generator is None:
+        raise SiteError("resample draws at random: pass generator=torch.Generator().manual_seed(...).")
+    if to == "mean" and _head_axis(site) == 1:
+        raise SiteError(f"{site} has no token axis to average over; ablate attn.hook_z, or patch the pattern.")
+    return Edit(site, change)
+
+
+def patch(site: str, value: Tensor, *, head: int | None = None, position: int | Sequence[int] | None = None) -> Edit:
+    """Return an edit that puts `value` at a site; it is broadcast over the axes it lacks.
+
+    `value` has the axes of the site without those that `head` (an index) selects away; with `position`
+    its token axis covers the chosen positions only.
+    """
+    where = [position] if isinstance(position, int) else position
+
+    def change(old: Tensor) -> Tensor:
+        new = old.clone()
+        place: list[slice | int | list[int]] = [slice(None)] * old.ndim
+        if head is not None:
+            place[_head_axis(site)] = head
+        if where is not None:
+            place[2 if _head_axis(site) == 1 else 1] = list(where)
+        new[tuple(place)] = value.to(device=old.device, dtype=old.dtype)
+        return new
+
+    return Edit(site, change)
+
+
+def cut(layer: int, head: int, *, query: int | slice = slice(None), key: int | slice = slice(None)) -> Edit:
+    """Return an edit after which `query` positions cannot attend to `key` positions in one head."""
+
+    def change(scores: Tensor) -> Tensor:
+        new = scores.clone()
+        new[:, head, query, key] = -torch.inf
+        return new
+
+    return Edit(f"blocks.{layer}.attn.hook_attn_scores", change)
+
+
+def _at(old: Tensor, new: Tensor, site: str, head: int | None) -> Tensor:
+    if head is None:
+        return new
+    mixed = old.clone()
+    axis = _head_axis(site)
+    mixed.select(axis, head).copy_(new.select(axis, head))
+    return mixed
+
+
+def _head_axis(site: str) -> int:
+    """Which axis of a site's value counts heads.
+
+    Raises
+    ------
+    SiteError
+        If the site has no heads.
+    """
+    if site.endswith(("hook_attn_scores", "hook_pattern")):
+        return 1
+    if ".attn." in site:
+        return 2
+    raise SiteError(f"{site} has no heads to choose from: leave head out.")
