@@ -1,1 +1,68 @@
-"""headlens: what attention heads do, why they attend where they do, and what can be read from them."""
+"""headlens: what attention heads do, why they attend where they do, and what can be read from them.
+
+Importing this does nothing but name things; torch and transformers are imported where they are used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from headlens import data, heads, models, report, tracing, zoo
+    from headlens.models import Head, Model, load
+    from headlens.report import write_report
+    from headlens.tracing import Batch, Edit, ParityReport, ablate, capture, cut, edit, patch, verify
+
+_HOME = {
+    "Head": "models",
+    "Model": "models",
+    "load": "models",
+    "Batch": "tracing",
+    "Edit": "tracing",
+    "ParityReport": "tracing",
+    "ablate": "tracing",
+    "capture": "tracing",
+    "cut": "tracing",
+    "edit": "tracing",
+    "patch": "tracing",
+    "verify": "tracing",
+    "write_report": "report",
+}
+_FOLDERS = ("data", "heads", "models", "report", "tracing", "zoo")
+
+__all__ = [
+    "Batch",
+    "Edit",
+    "Head",
+    "Model",
+    "ParityReport",
+    "ablate",
+    "capture",
+    "cut",
+    "data",
+    "edit",
+    "heads",
+    "load",
+    "models",
+    "patch",
+    "report",
+    "tracing",
+    "verify",
+    "write_report",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return importlib.import_module(f"headlens.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"headlens.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'headlens' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

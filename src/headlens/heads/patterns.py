@@ -9,13 +9,21 @@ so that the worst error is 1/510 and a 512-token text of a 144-head model takes 
 Axes: layer, head, entry. Unit: 255 = attention 1. Texts longer than the context are cut, and say so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from headlens._result import Provenance, Result
+from headlens._result import Provenance, Result, versions
+from headlens.data.text import texts_hash
+from headlens.data.tokens import Tokens, tokenize
+from headlens.models import Model, load
+from headlens.tracing.capture import Batch, capture
 
 
 @dataclass(frozen=True)
@@ -52,3 +60,38 @@ class AttentionPatterns(Result):
             tokens[text].append(token)
         weights = tuple(arrays[f"weights.{i}"] for i in range(len(arrays)))
         return cls(provenance, columns["model"][0], tuple(map(tuple, tokens)), weights)
+
+
+def attention_patterns(
+    source: Any, texts: Sequence[str], *, max_tokens: int = 128, **load_options: Any
+) -> AttentionPatterns:
+    """Return every head's attention over each text, quantised to bytes.
+
+    Raises
+    ------
+    DataError
+        If there is no text, or the model has no tokenizer.
+    """
+    model = load(source, **load_options)
+    tokens = tokenize(texts, model.tokenizer, bos=model.bos, max_tokens=min(max_tokens, model.n_ctx))
+    weights = []
+    for batch in capture(model, tokens, {"blocks.*.attn.hook_pattern": _bytes}, batch_tokens=1):
+        weights.append(np.stack([batch[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.n_layers)]))
+    shown = tuple(tuple(_display(model, tokens, i, text)) for i, text in enumerate(texts))
+    data = {"texts": {"n": len(texts), "hash": texts_hash(texts), "max_tokens": max_tokens}}
+    return AttentionPatterns(
+        Provenance((model.provenance(),), data, None, "", versions()), model.name, shown, tuple(weights)
+    )
+
+
+def _bytes(pattern: Float[Tensor, "1 head token token"], batch: Batch) -> UInt8[np.ndarray, "head entry"]:  # noqa: ARG001
+    rows, columns = torch.tril_indices(*pattern.shape[-2:], device=pattern.device)
+    return (pattern[0][:, rows, columns].float() * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _display(model: Model, tokens: Tokens, index: int, text: str) -> list[str]:
+    """Return what each token stands for: its characters, or its name where it covers none (BOS, a byte)."""
+    assert tokens.spans is not None and model.tokenizer is not None
+    spans = tokens.spans[tokens.offsets[index] : tokens.offsets[index + 1]]
+    names = model.tokenizer.convert_ids_to_tokens(tokens[index].tolist())
+    return [text[start:end] or name for (start, end), name in zip(spans, names, strict=True)]

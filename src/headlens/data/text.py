@@ -1,0 +1,134 @@
+"""Read texts: jsonl, csv, txt, a directory of them, or a Hugging Face dataset, one document at a time.
+
+    .jsonl      one JSON object a line, its `field`          .csv   a row each, its `field` column
+    .txt        one document a line                          folder every such file in it, sorted by name;
+    hf:NAME     a dataset of the hub (or a local script-free        there a .txt file is one document
+                folder), its `field`; hf:NAME:SPLIT for a split other than train
+
+Documents are yielded as they are read, so `limit` bounds time and memory. White space at the ends is
+kept; documents of white space only are skipped.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from headlens._errors import DataError, MissingExtra
+
+READERS = (".jsonl", ".csv", ".txt")
+_HUB = "hf:"
+
+
+def read_texts(source: str | Path, *, field: str = "text", limit: int | None = None) -> list[str]:
+    """Return the first `limit` documents of a corpus.
+
+    Raises
+    ------
+    DataError
+        If there is no such corpus, it is empty, damaged, or has no such field.
+    MissingExtra
+        If a hub dataset is named and the `data` extra is not installed.
+    """
+    texts = list(islice(iter_texts(source, field=field), limit))
+    if not texts:
+        raise DataError(f"{source} holds no text: every document in it is empty.")
+    return texts
+
+
+def iter_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
+    """Yield the documents of a corpus; see the module for what can be read."""
+    if str(source).startswith(_HUB):
+        documents = _dataset(str(source).removeprefix(_HUB), field)
+    else:
+        documents = _path(Path(source), field)
+    return (text for text in documents if text.strip())
+
+
+def texts_hash(texts: Sequence[str]) -> str:
+    """Return a digest of texts and the boundaries between them."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()[:16]
+
+
+def _path(path: Path, field: str) -> Iterator[str]:
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
+        if not files:
+            raise DataError(f"{path} holds no {', '.join(READERS)} file.")
+        for file in files:
+            yield from [_whole(file)] if file.suffix == ".txt" else _file(file, field)
+    elif path.is_file():
+        yield from _file(path, field)
+    else:
+        raise DataError(f"There is no corpus at {path}.")
+
+
+def _file(path: Path, field: str) -> Iterator[str]:
+    try:
+        match path.suffix:
+            case ".jsonl":
+                yield from _jsonl(path, field)
+            case ".csv":
+                yield from _csv(path, field)
+            case ".txt":
+                with path.open(encoding="utf-8") as lines:
+                    yield from (line.rstrip("\n") for line in lines)
+            case other:
+                raise DataError(f"{path} ends in '{other}', and a corpus is one of {', '.join(READERS)} or a folder.")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error.strerror}.") from error
+
+
+def _whole(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path} line {number} is not JSON: {error}.") from error
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                raise DataError(f"{path} line {number} has no text field '{field}' (it has: {there}).")
+            yield row[field]
+
+
+def _csv(path: Path, field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if field not in (rows.fieldnames or ()):
+            raise DataError(f"{path} has no column '{field}' (it has: {', '.join(rows.fieldnames or ())}).")
+        for row in rows:
+            yield row[field] or ""
+
+
+def _dataset(name: str, field: str) -> Iterator[str]:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra("Hub datasets need the data extra: pip install 'headlens[data]'.") from None
+    name, _, split = name.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        raise DataError(f"The dataset {name} could not be opened: {error}") from error
+    for row in rows:
+        if field not in row:
+            raise DataError(f"The dataset {name} has no field '{field}' (it has: {', '.join(row)}).")
+        yield row[field]

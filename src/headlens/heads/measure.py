@@ -1,0 +1,256 @@
+"""`hl.heads.score`: run models over stimuli, fold every pattern as it appears, and table what heads do.
+
+Per sequence and head a kind gives one number (heads/kinds.py); the table holds its mean over sequences, a
+95 % bootstrap interval over sequences, and its null:
+
+    induction, duplicate_token      the same head, the same places, with nothing repeated there (control)
+    all others                      attention spread evenly over what the query sees (analytic)
+
+Memory: one layer's patterns for one batch, and one number per kind, sequence and head.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headlens._errors import DataError
+from headlens._result import Provenance, versions
+from headlens._statistics import bootstrap_mean
+from headlens.data.stimuli import Stimulus, passages, plain, repeats
+from headlens.data.text import read_texts, texts_hash
+from headlens.data.tokens import Tokens, ordinary_ids
+from headlens.heads.kinds import KINDS, Targets, target_mass, uniform_mass
+from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.models import Model, load
+from headlens.tracing.capture import Batch, capture
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many sequences are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How heads are measured; everything that changes a number is here."""
+
+    n: int = 256
+    """Sequences per stimulus."""
+    length: int = 50
+    """Tokens of the repeated part."""
+    max_gap: int = 40
+    """Longest random gap between a part and its repetition."""
+    max_tokens: int = 128
+    """Where texts are cut, BOS included."""
+    seed: int = 0
+    batch_tokens: int = 8192
+
+
+def score(
+    models: Any,
+    kinds: Sequence[str] | None = None,
+    *,
+    corpus: str | None = None,
+    field: str = "text",
+    stimulus: Stimulus | None = None,
+    n: int = 256,
+    length: int = 50,
+    max_gap: int = 40,
+    max_tokens: int = 128,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+    **load_options: Any,
+) -> HeadScores:
+    """Score every head of one or more models for each kind.
+
+    Parameters
+    ----------
+    models
+        One model or a list, each named as `hl.load` takes it; `load_options` go there.
+    kinds
+        Names from `hl.heads.KINDS`; None for all.
+    corpus, field
+        Texts for the kinds that are measured on text (see `hl.data.read_texts`). Without one they are measured
+        on random tokens, and the provenance says so.
+    stimulus
+        Measure every kind on these sequences instead; nulls come from its control where it has one.
+    n, length, max_gap, max_tokens, seed
+        See `Protocol`. `length` shrinks, and is recorded so, where the vocabulary or context is too small.
+
+    Raises
+    ------
+    DataError
+        If a kind is unknown, or the corpus cannot be read by a model.
+    """
+    names = _known(kinds)
+    protocol = Protocol(n, length, max_gap, max_tokens, seed, batch_tokens)
+    texts = None if corpus is None or stimulus is not None else read_texts(corpus, field=field, limit=n)
+    tables, described, data = [], [], {}
+    for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
+        model = load(source, **load_options)
+        stimuli = _stimuli(model, names, texts, corpus, stimulus, protocol)
+        for one in stimuli:
+            tables.append(_score_on(model, stimuli[one], one, protocol, progress))
+            data[f"{model.name}: {', '.join(one)}"] = stimuli[one].provenance()
+        described.append(model.provenance())
+    if texts is not None:
+        data["corpus"] = {"source": str(corpus), "documents": len(texts), "hash": texts_hash(texts)}
+    order = [("model", "ascending"), ("kind", "ascending"), ("layer", "ascending"), ("head", "ascending")]
+    table = pa.concat_tables(tables).sort_by(order)
+    return HeadScores(Provenance(tuple(described), data, seed, "", versions()), table)
+
+
+def _known(kinds: Sequence[str] | None) -> list[str]:
+    names = list(KINDS) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    unknown = [name for name in names if name not in KINDS]
+    if unknown or not names:
+        raise DataError(f"'{', '.join(unknown)}' is no kind of head; the kinds are {', '.join(KINDS)}.")
+    return list(dict.fromkeys(names))
+
+
+def _stimuli(
+    model: Model, names: list[str], texts: list[str] | None, corpus: str | None, stimulus: Stimulus | None, p: Protocol
+) -> dict[tuple[str, ...], Stimulus]:
+    """Return what each group of kinds is measured on."""
+    if stimulus is not None:
+        return {tuple(names): stimulus}
+    groups: dict[tuple[str, ...], Stimulus] = {}
+    if on_repeats := tuple(k for k in names if KINDS[k].stimulus == "repeats"):
+        groups[on_repeats] = repeat_stimulus(model, p)
+    if on_text := tuple(k for k in names if KINDS[k].stimulus == "text"):
+        if texts is None:
+            groups[on_text] = _random_tokens(model, p)
+        else:
+            limit = min(p.max_tokens, model.n_ctx)
+            groups[on_text] = passages(texts, model.tokenizer, bos=model.bos, max_tokens=limit, source=str(corpus))
+    return groups
+
+
+def repeat_stimulus(model: Model, p: Protocol) -> Stimulus:
+    """Return repeats that fit the model's vocabulary and context; the gap shrinks before the repeated part."""
+    ids = allowed_ids(model)
+    room = model.n_ctx - (model.bos is not None)
+    length = min(p.length, len(ids) // 2, room // 2)
+    max_gap = min(p.max_gap, room - 2 * length)
+    return repeats(ids, n=p.n, length=length, max_gap=max_gap, bos=model.bos, seed=p.seed)
+
+
+def _random_tokens(model: Model, p: Protocol) -> Stimulus:
+    ids = allowed_ids(model)
+    length = min(2 * p.length, len(ids), model.n_ctx - 1)
+    return plain(ids, n=p.n, length=length, bos=model.bos, seed=p.seed)
+
+
+def allowed_ids(model: Model) -> np.ndarray:
+    """Return the ids random stimuli draw from: ordinary tokens of the model's own vocabulary."""
+    special = [i for i in (model.bos, model.config.bos_token_id, model.config.eos_token_id) if isinstance(i, int)]
+    return ordinary_ids(model.tokenizer, model.vocab_size, special)
+
+
+def _score_on(
+    model: Model, stimulus: Stimulus, names: tuple[str, ...], p: Protocol, progress: Progress | None
+) -> pa.Table:
+    own = _per_sequence(model, stimulus, stimulus.tokens, names, p, progress)
+    null = _nulls(model, stimulus, names, p, progress)
+    rows = []
+    for i, name in enumerate(names):
+        values = own[i]
+        whole = ~np.isnan(values).any((1, 2))  # sequences in which no row has a target say nothing
+        if not whole.any():
+            raise DataError(f"No sequence of the stimulus has a target for {name}: use longer texts, or repeats.")
+        mean, low, high = bootstrap_mean(values[whole], seed=p.seed)
+        rows.append(_rows(model.name, name, mean, low, high, null[i][whole].mean(0), int(whole.sum())))
+    return pa.concat_tables(rows)
+
+
+def _per_sequence(
+    model: Model, stimulus: Stimulus, read: Tokens, names: tuple[str, ...], p: Protocol, progress: Progress | None
+) -> Float[np.ndarray, "kind sequence layer head"]:
+    """Score `read` at the targets of the stimulus' own tokens (they differ for a control)."""
+    found = np.empty((len(names), len(read), model.n_layers, model.n_heads))
+    marked = _TargetsOf(stimulus, names)
+
+    def fold(pattern: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([target_mass(pattern, targets) for targets in marked(batch)])
+
+    done = 0
+    for batch in capture(model, read, {"blocks.*.attn.hook_pattern": fold}, batch_tokens=p.batch_tokens):
+        for layer in range(model.n_layers):
+            found[:, batch.index, layer] = batch[f"blocks.{layer}.attn.hook_pattern"].cpu().numpy()
+        done += len(batch.index)
+        if progress is not None:
+            what = "control" if read is stimulus.control else stimulus.name
+            progress(f"{model.name}: {what}", done, len(read))
+    return found
+
+
+class _TargetsOf:
+    """Targets of each kind for a batch, made once and shared by all layers."""
+
+    def __init__(self, stimulus: Stimulus, names: tuple[str, ...]) -> None:
+        self.stimulus, self.names = stimulus, names
+        self._batch: Batch | None = None
+        self._targets: list[Targets] = []
+
+    def __call__(self, batch: Batch) -> list[Targets]:
+        if batch is not self._batch:
+            ids = torch.zeros_like(batch.ids)
+            for row, index in enumerate(batch.index):
+                sequence = self.stimulus.tokens[index]
+                ids[row, : len(sequence)] = torch.from_numpy(sequence)
+            self._targets = [KINDS[name].targets(ids, batch.mask, self.stimulus.bos) for name in self.names]
+            self._batch = batch
+        return self._targets
+
+
+def _nulls(
+    model: Model, stimulus: Stimulus, names: tuple[str, ...], p: Protocol, progress: Progress | None
+) -> Float[np.ndarray, "kind sequence layer head"]:
+    null = np.empty((len(names), len(stimulus.tokens), model.n_layers, model.n_heads))
+    controlled = [i for i, name in enumerate(names) if stimulus.control is not None and _needs_control(name)]
+    if controlled:
+        assert stimulus.control is not None
+        chosen = tuple(names[i] for i in controlled)
+        null[controlled] = _per_sequence(model, stimulus, stimulus.control, chosen, p, progress)
+    for i in set(range(len(names))) - set(controlled):
+        null[i] = _uniform(model, stimulus, names[i])[:, :, None]
+    return null
+
+
+def _needs_control(name: str) -> bool:
+    # A positional kind has the same targets whatever the tokens are: taking out repeats says nothing about it.
+    return KINDS[name].stimulus == "repeats"
+
+
+def _uniform(model: Model, stimulus: Stimulus, name: str) -> Float[np.ndarray, "sequence layer"]:
+    windows = [model.family.window(model.attention_module(layer)) for layer in range(model.n_layers)]
+    null = np.empty((len(stimulus.tokens), model.n_layers))
+    for i, sequence in enumerate(stimulus.tokens):
+        ids = torch.from_numpy(sequence)[None]
+        targets = KINDS[name].targets(ids, torch.ones_like(ids, dtype=torch.bool), stimulus.bos)
+        by_window = {window: float(uniform_mass(targets, window)) for window in set(windows)}
+        null[i] = [by_window[window] for window in windows]
+    return null
+
+
+def _rows(
+    model: str, kind: str, mean: np.ndarray, low: np.ndarray, high: np.ndarray, null: np.ndarray, n: int
+) -> pa.Table:
+    layers, heads = np.indices(mean.shape)
+    columns = {
+        "model": np.full(mean.size, model),
+        "layer": layers.ravel(),
+        "head": heads.ravel(),
+        "kind": np.full(mean.size, kind),
+        "score": mean.ravel(),
+        "low": low.ravel(),
+        "high": high.ravel(),
+        "null": null.ravel(),
+        "n": np.full(mean.size, n),
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
