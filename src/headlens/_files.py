@@ -4,29 +4,29 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from headlens._errors import OutputError
 
 
 @contextlib.contextmanager
-def _staged(target: Path, make) -> Iterator[Path]:
+def _staged(target: Path, make: Callable[[], Path]) -> Iterator[Path]:
     """Yield a fresh path beside `target`; on success rename it over, on failure remove it."""
-    temporary: Path | None = None
+    made: list[Path] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = make()
-        yield temporary
-        _replace(temporary, target)
-        temporary = None
+        made.append(make())
+        yield made[0]
+        _replace(made[0], target)
+        made.clear()
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
             f"{target} could not be written: {reason}. Nothing was left behind; free space or name another place."
         ) from error
     finally:
-        if temporary is not None:
+        for temporary in made:
             _remove(temporary)
 
 

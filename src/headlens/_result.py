@@ -62,7 +62,7 @@ class Result:
         """The table as a pandas DataFrame where pandas is installed, else the Arrow table itself."""
         table = self.to_table()
         try:
-            import pandas  # noqa: F401, ICN001  # pyright: ignore[reportMissingImports]
+            import pandas  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError:
             return table
         return table.to_pandas()

@@ -43,7 +43,13 @@ class Stimulus:
 
 
 def repeats(
-    ids: Sequence[int] | np.ndarray, *, n: int, length: int = 50, max_gap: int = 40, bos: int | None, seed: int
+    ids: Sequence[int] | np.ndarray,
+    *,
+    n: int,
+    length: int = 50,
+    max_gap: int = 40,
+    bos: int | None,
+    seed: int,
 ) -> Stimulus:
     """Return random sequences that occur twice, with a gap of 0 to `max_gap` random ids between.
 
@@ -105,9 +111,7 @@ def plain(ids: Sequence[int] | np.ndarray, *, n: int, length: int = 50, bos: int
     return Stimulus("plain", pack(rows), bos, None, {"length": length, "seed": seed, "allowed_ids": len(ids)})
 
 
-def passages(
-    texts: Sequence[str], tokenizer: Any, *, bos: int | None, max_tokens: int, source: str = ""
-) -> Stimulus:
+def passages(texts: Sequence[str], tokenizer: Any, *, bos: int | None, max_tokens: int) -> Stimulus:
     """Return the beginnings of texts, one sequence each; texts of fewer than 4 tokens are left out.
 
     Raises
@@ -119,8 +123,8 @@ def passages(
     kept = np.flatnonzero(tokens.lengths >= 4)
     if not len(kept):
         raise DataError("No text in the corpus has four tokens or more.")
-    rows = pack([tokens[i] for i in kept])
-    return Stimulus("text", rows, bos, None, {"source": source, "max_tokens": max_tokens})
+    rows = pack([tokens[i] for i in kept.tolist()])
+    return Stimulus("text", rows, bos, None, {"max_tokens": max_tokens})
 
 
 def _allow_list(ids: Sequence[int] | np.ndarray, needed: int, name: str) -> Int[np.ndarray, " id"]:

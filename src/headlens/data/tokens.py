@@ -65,9 +65,7 @@ def pack(sequences: Sequence[Sequence[int] | np.ndarray]) -> Tokens:
     return Tokens(np.concatenate([np.zeros(0, np.int64), *rows]), _offsets([len(r) for r in rows]))
 
 
-def tokenize(
-    texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, max_tokens: int | None = None
-) -> Tokens:
+def tokenize(texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, max_tokens: int | None = None) -> Tokens:
     """Tokenise texts, one sequence each, with the characters that every token covers.
 
     Parameters

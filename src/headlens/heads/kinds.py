@@ -79,9 +79,7 @@ def _offset(ids: Ids, mask: Mask, back: int, first: int) -> Targets:
     return band & mask[:, :, None]
 
 
-def target_mass(
-    pattern: Float[Tensor, "batch head token token"], targets: Targets
-) -> Float[Tensor, "batch head"]:
+def target_mass(pattern: Float[Tensor, "batch head token token"], targets: Targets) -> Float[Tensor, "batch head"]:
     """Return each head's mean attention to targets over the rows that have one; NaN where no row has.
 
     Reads only the targeted entries of the pattern: a few per row, not all of it.

@@ -11,6 +11,7 @@ Memory: one layer's patterns for one batch, and one number per kind, sequence an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def score(
     models: Any,
     kinds: Sequence[str] | None = None,
     *,
-    corpus: str | None = None,
+    corpus: str | Path | Sequence[str] | None = None,
     field: str = "text",
     stimulus: Stimulus | None = None,
     n: int = 256,
@@ -75,8 +76,8 @@ def score(
     kinds
         Names from `hl.heads.KINDS`; None for all.
     corpus, field
-        Texts for the kinds that are measured on text (see `hl.data.read_texts`). Without one they are measured
-        on random tokens, and the provenance says so.
+        For the kinds that are measured on text: a list of texts, or what `hl.data.read_texts` reads. Without one
+        they are measured on random tokens, and the provenance says so.
     stimulus
         Measure every kind on these sequences instead; nulls come from its control where it has one.
     n, length, max_gap, max_tokens, seed
@@ -89,17 +90,17 @@ def score(
     """
     names = _known(kinds)
     protocol = Protocol(n, length, max_gap, max_tokens, seed, batch_tokens)
-    texts = None if corpus is None or stimulus is not None else read_texts(corpus, field=field, limit=n)
+    texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, n)
     tables, described, data = [], [], {}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
-        stimuli = _stimuli(model, names, texts, corpus, stimulus, protocol)
+        stimuli = _stimuli(model, names, texts, stimulus, protocol)
         for one in stimuli:
             tables.append(_score_on(model, stimuli[one], one, protocol, progress))
             data[f"{model.name}: {', '.join(one)}"] = stimuli[one].provenance()
         described.append(model.provenance())
     if texts is not None:
-        data["corpus"] = {"source": str(corpus), "documents": len(texts), "hash": texts_hash(texts)}
+        data["corpus"] = {"source": origin, "documents": len(texts), "hash": texts_hash(texts)}
     order = [("model", "ascending"), ("kind", "ascending"), ("layer", "ascending"), ("head", "ascending")]
     table = pa.concat_tables(tables).sort_by(order)
     return HeadScores(Provenance(tuple(described), data, seed, "", versions()), table)
@@ -113,8 +114,15 @@ def _known(kinds: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _texts(corpus: str | Path | Sequence[str], field: str, n: int) -> tuple[list[str], str]:
+    """Return the texts, and where they came from."""
+    if isinstance(corpus, (str, Path)):
+        return read_texts(corpus, field=field, limit=n), str(corpus)
+    return list(corpus)[:n], "a list of texts"
+
+
 def _stimuli(
-    model: Model, names: list[str], texts: list[str] | None, corpus: str | None, stimulus: Stimulus | None, p: Protocol
+    model: Model, names: list[str], texts: list[str] | None, stimulus: Stimulus | None, p: Protocol
 ) -> dict[tuple[str, ...], Stimulus]:
     """Return what each group of kinds is measured on."""
     if stimulus is not None:
@@ -127,7 +135,7 @@ def _stimuli(
             groups[on_text] = _random_tokens(model, p)
         else:
             limit = min(p.max_tokens, model.n_ctx)
-            groups[on_text] = passages(texts, model.tokenizer, bos=model.bos, max_tokens=limit, source=str(corpus))
+            groups[on_text] = passages(texts, model.tokenizer, bos=model.bos, max_tokens=limit)
     return groups
 
 
@@ -169,7 +177,12 @@ def _score_on(
 
 
 def _per_sequence(
-    model: Model, stimulus: Stimulus, read: Tokens, names: tuple[str, ...], p: Protocol, progress: Progress | None
+    model: Model,
+    stimulus: Stimulus,
+    read: Tokens,
+    names: tuple[str, ...],
+    p: Protocol,
+    progress: Progress | None,
 ) -> Float[np.ndarray, "kind sequence layer head"]:
     """Score `read` at the targets of the stimulus' own tokens (they differ for a control)."""
     found = np.empty((len(names), len(read), model.n_layers, model.n_heads))

@@ -74,9 +74,9 @@ def attention_patterns(
     """
     model = load(source, **load_options)
     tokens = tokenize(texts, model.tokenizer, bos=model.bos, max_tokens=min(max_tokens, model.n_ctx))
-    weights = []
-    for batch in capture(model, tokens, {"blocks.*.attn.hook_pattern": _bytes}, batch_tokens=1):
-        weights.append(np.stack([batch[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.n_layers)]))
+    batches = capture(model, tokens, {"blocks.*.attn.hook_pattern": _bytes}, batch_tokens=1)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.n_layers)]
+    weights = [np.stack([batch[name] for name in names]) for batch in batches]
     shown = tuple(tuple(_display(model, tokens, i, text)) for i, text in enumerate(texts))
     data = {"texts": {"n": len(texts), "hash": texts_hash(texts), "max_tokens": max_tokens}}
     return AttentionPatterns(

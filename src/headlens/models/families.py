@@ -113,6 +113,13 @@ _LLAMA: dict[str, Any] = {
     "mid": "post_attention_layernorm",
     "mlp_out": "mlp",
 }
+_POST_NORM: dict[str, Any] = _LLAMA | {
+    "pre_norm": None,
+    "post_norm": "post_attention_layernorm",
+    "attn_out": "post_attention_layernorm",
+    "mid": "mlp",
+    "mlp_out": "post_feedforward_layernorm",
+}
 _GEMMA: dict[str, Any] = _LLAMA | {
     "norm": "rms_one_plus",
     "post_norm": "post_attention_layernorm",
@@ -130,6 +137,7 @@ _GPT: dict[str, Any] = {
     "mlp_out": "mlp",
     "norm": "layer",
 }
+_GPT_NEO: dict[str, Any] = _GPT | {"attention": "attn.attention"}
 _BERT: dict[str, Any] = {
     "blocks": "encoder.layer",
     "attention": "attention.self",
@@ -150,7 +158,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT-2", **_GPT, fused="c_attn", out="c_proj", rotary="none", mid="ln_2", odd=_gpt2_odd),
     "gpt_neo": Family(
         "GPT-Neo",
-        **_GPT | {"attention": "attn.attention"},
+        **_GPT_NEO,
         out="out_proj",
         rotary="none",
         mid="ln_2",
@@ -200,19 +208,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family("Qwen3", **_LLAMA, window=_module_window, query_norm="q_norm", key_norm="k_norm"),
     "phi3": Family("Phi-3", **_LLAMA, window=_config_window, fused="qkv_proj"),
     "gemma2": Family("Gemma 2", **_GEMMA, softcap="attn_logit_softcapping"),
-    "gemma3_text": Family(
-        "Gemma 3", **_GEMMA, query_norm="q_norm", key_norm="k_norm", rotary_by_layer_type=True
-    ),
+    "gemma3_text": Family("Gemma 3", **_GEMMA, query_norm="q_norm", key_norm="k_norm", rotary_by_layer_type=True),
     "olmo2": Family(
         "OLMo 2",
-        **_LLAMA
-        | {
-            "pre_norm": None,
-            "post_norm": "post_attention_layernorm",
-            "attn_out": "post_attention_layernorm",
-            "mid": "mlp",
-            "mlp_out": "post_feedforward_layernorm",
-        },
+        **_POST_NORM,
         norm="rms_gain_in_float32",
         query_norm="q_norm",
         key_norm="k_norm",

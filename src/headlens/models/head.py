@@ -119,7 +119,9 @@ class Head:
         """Apply the soft-cap, where the architecture has one."""
         return score if self.softcap is None else self.softcap * torch.tanh(score / self.softcap)
 
-    def visible(self, n_tokens: int, keys: Bool[Tensor, "*any token"] | None = None) -> Bool[Tensor, "*any token token"]:
+    def visible(
+        self, n_tokens: int, keys: Bool[Tensor, "*any token"] | None = None
+    ) -> Bool[Tensor, "*any token token"]:
         """Return which keys (columns) each query sees: causal, within the window, and not padding."""
         index = torch.arange(n_tokens, device=self.W_Q.device)
         distance = index[:, None] - index[None, :]
@@ -149,9 +151,7 @@ class Head:
         """Return the mix of values that `pattern` reads from residual stream `x`."""
         return pattern @ self.value(x)
 
-    def freeze_norms(
-        self, query_x: Float[Tensor, "*any d_model"], key_x: Float[Tensor, "*any d_model"]
-    ) -> "Head":
+    def freeze_norms(self, query_x: Float[Tensor, "*any d_model"], key_x: Float[Tensor, "*any d_model"]) -> "Head":
         """Return this head with all norms fixed at these true inputs: its maps are then affine there.
 
         The query map is exact at `query_x`, the key and value maps at `key_x`; shapes must broadcast
@@ -171,7 +171,13 @@ class Head:
         )
 
     def _side(
-        self, x: Tensor, position: Position, norm: Norm | None, W: Tensor, b: Tensor | None, qk_norm: QKNorm | None
+        self,
+        x: Tensor,
+        position: Position,
+        norm: Norm | None,
+        W: Tensor,
+        b: Tensor | None,
+        qk_norm: QKNorm | None,
     ) -> Tensor:
         y = x if norm is None else norm(x)
         vector = _affine(y, W, b)

@@ -89,6 +89,8 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
 
         return str(zoo.path(name.removeprefix(ZOO))), {"local_files_only": True}
     if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ModelNotFound(f"{name} holds no config.json: a model is a folder that save_pretrained wrote.")
         return name, {"local_files_only": True}
     if Path(name).exists():
         raise ModelNotFound(f"{name} is a file; a model is a folder that save_pretrained wrote (config.json in it).")
@@ -126,19 +128,20 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     return found
 
 
-def _weights(
-    name: str, location: str, family: Family, config: Any, dtype: Any, options: dict[str, Any]
-) -> Any:
+def _weights(name: str, location: str, family: Family, config: Any, dtype: Any, options: dict[str, Any]) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM
 
     auto = AutoModelForCausalLM if family.causal else AutoModel
+    if dtype == torch.float64 and hasattr(config, "num_local_experts"):
+        options = options | {"experts_implementation": "eager"}  # the grouped kernel has no float64
     try:
-        hf, info = auto.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ModelError(f"The weights of {name} could not be read: {_first_line(error)}") from error
+    hf, info = loaded
     missing = sorted(k for k in info["missing_keys"] if not _pooler(k)) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise InvalidWeights(
@@ -167,8 +170,10 @@ def _check_finite(model: Model) -> None:
         total = weight.detach().sum(dtype=torch.promote_types(weight.dtype, torch.float32))
         # The sum is one cheap pass; only where it overflows or is NaN does every entry count.
         if not torch.isfinite(total) and not bool(torch.isfinite(weight).all()):
-            raise InvalidWeights(f"{model.name} has NaN or infinite values in {key}: its file is damaged, or its "
-                                 "training diverged. Use another checkpoint.")
+            raise InvalidWeights(
+                f"{model.name} has NaN or infinite values in {key}: its file is damaged, or its "
+                "training diverged. Use another checkpoint."
+            )
 
 
 def _check_blocks(model: Model) -> None:

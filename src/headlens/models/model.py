@@ -125,7 +125,8 @@ class Model:
             If the model is an encoder (capture only) or its weights are quantised.
         """
         self._check_index(layer, head)
-        if self.family.out is None:
+        family = self.family
+        if family.out is None:
             raise UnsupportedArchitecture(
                 f"{self.name} is an encoder ({self.family.title}): its activations can be captured, its heads cannot "
                 "be taken apart."
@@ -135,7 +136,6 @@ class Model:
         q, k, v = parts["q"], parts["k"], parts["v"]
         kv_head = self.count.kv_head(head)
         pre_norm = self.norm(layer, "pre_norm")
-        family = self.family
         return Head(
             layer=layer,
             head=head,

@@ -115,4 +115,3 @@ def check_fused_width(projections: dict[str, Projection], count: HeadCount) -> N
 def output_weight(module: Any, path: str, head: int, d_head: int) -> Tensor:
     """Return W_O (d_head, d_model) of one query head, a view into the model."""
     return weight_in_out(module, path)[head * d_head : (head + 1) * d_head]
-

@@ -5,4 +5,15 @@ from headlens.tracing.edit import Edit, ablate, cut, edit, patch
 from headlens.tracing.sites import site_names
 from headlens.tracing.verify import ParityReport, verify
 
-__all__ = ["Batch", "Edit", "ParityReport", "ablate", "capture", "cut", "edit", "patch", "site_names", "verify"]
+__all__ = [
+    "Batch",
+    "Edit",
+    "ParityReport",
+    "ablate",
+    "capture",
+    "cut",
+    "edit",
+    "patch",
+    "site_names",
+    "verify",
+]

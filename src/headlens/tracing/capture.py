@@ -108,9 +108,7 @@ def _taps(wanted: Mapping[Site, Reducer | None], batch: Batch) -> dict[Site, Tap
     return {site: keeping(site, reducer) for site, reducer in wanted.items()}
 
 
-def _batches(
-    model: Model, tokens: Any, mask: Tensor | None, batch_tokens: int
-) -> Iterator[Batch]:
+def _batches(model: Model, tokens: Any, mask: Tensor | None, batch_tokens: int) -> Iterator[Batch]:
     if isinstance(tokens, Tensor) and tokens.ndim == 2:
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
         check_tokens(model, tokens[mask].cpu().numpy(), mask.sum(-1).cpu().numpy())

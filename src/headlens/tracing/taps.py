@@ -64,9 +64,7 @@ def tapped(model: Model, taps: Mapping[Site, Tap]) -> Iterator[None]:
             handle.remove()
 
 
-def _attention_taps(
-    model: Model, taps: Mapping[Site, Tap], fired: set[Site]
-) -> dict[nn.Module, dict[str, list[Tap]]]:
+def _attention_taps(model: Model, taps: Mapping[Site, Tap], fired: set[Site]) -> dict[nn.Module, dict[str, list[Tap]]]:
     found: dict[nn.Module, dict[str, list[Tap]]] = {}
     for site, tap in taps.items():
         if site.name.startswith("attn.") and site.name not in _PROJECTED:
@@ -103,9 +101,7 @@ def _noting_shape(runs: list[torch.Size]) -> Callable[..., None]:
 # --- block sites: forward hooks ---------------------------------------------------------------------------
 
 
-def _block_hooks(
-    model: Model, taps: Mapping[Site, Tap], fired: set[Site], runs: list[torch.Size]
-) -> list[Any]:
+def _block_hooks(model: Model, taps: Mapping[Site, Tap], fired: set[Site], runs: list[torch.Size]) -> list[Any]:
     hooks = []
     for site, tap in taps.items():
         noting = _noting(tap, site, fired)

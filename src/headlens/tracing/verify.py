@@ -36,7 +36,14 @@ from headlens.tracing.sites import Site
 from headlens.tracing.taps import tapped
 
 QUANTITIES = ("scores", "pattern", "z", "attn_out", "resid", "logits")
-_SITES = ("hook_resid_pre", "attn.hook_attn_scores", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+_SITES = (
+    "hook_resid_pre",
+    "attn.hook_attn_scores",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
 
 
 @dataclass(frozen=True)

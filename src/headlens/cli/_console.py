@@ -1,0 +1,66 @@
+"""Where output goes: answers to stdout, everything else (progress, notes, errors) to stderr."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> None:
+    """Print one error sentence to stderr."""
+    err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
+
+
+def note(message: str, quiet: bool = False) -> None:
+    """Print one line of progress to stderr."""
+    if not quiet:
+        err.print(escape(message), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` to stdout as JSON that a machine can read (NaN becomes null)."""
+    print(json.dumps(_finite(value), ensure_ascii=False, indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `report(what, done, total)`, shown as one bar per `what` on stderr."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def split(values: list[str] | None) -> list[str] | None:
+    """Return a list option given comma-separated, repeated, or both."""
+    return None if values is None else [part for value in values for part in value.split(",") if part]

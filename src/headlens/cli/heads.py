@@ -1,0 +1,146 @@
+"""`headlens heads`: score every head, print or save the table, write the report."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from headlens.cli import _console
+from headlens.cli._common import (
+    Debug,
+    Device,
+    Dtype,
+    Json,
+    Quiet,
+    Revision,
+    Seed,
+    pick_device,
+    quieten_transformers,
+    with_command,
+)
+
+TOP = 2
+
+
+def heads(
+    *models: str,
+    corpus: Annotated[str | None, Parameter(help="Texts: .jsonl, .csv, .txt, a folder, or hf:DATASET.")] = None,
+    field: Annotated[str, Parameter(help="Field or column of the corpus that holds the text.")] = "text",
+    kinds: Annotated[
+        list[str] | None,
+        Parameter(help="Comma-separated: previous_token, induction, duplicate_token, self, sink.", negative=""),
+    ] = None,
+    num_samples: Annotated[int, Parameter(help="Sequences per stimulus.")] = 256,
+    seq_len: Annotated[int, Parameter(help="Length of the repeated part of random repeats, in tokens.")] = 50,
+    max_gap: Annotated[int, Parameter(help="Longest random gap before the repetition.")] = 40,
+    max_tokens: Annotated[int, Parameter(help="Where texts are cut, for scores and in the report.")] = 128,
+    texts: Annotated[int, Parameter(help="Example texts in the report.")] = 4,
+    format: Annotated[Literal["table", "json", "parquet"], Parameter(help="parquet needs --out.")] = "table",
+    out: Annotated[Path | None, Parameter(help="Save the scores as a result folder here.")] = None,
+    report: Annotated[Path | None, Parameter(help="Write a self-contained HTML page here.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    revision: Revision = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001  # read by cli.run
+) -> int:
+    """What does each head do?
+
+    Scores every head of every model for each kind of head, with a 95 % bootstrap interval over sequences and
+    the score that a head without the behaviour would get (null). Induction and duplicate tokens are measured
+    on random tokens repeated after a random gap; the other kinds on the corpus, or on random tokens without one.
+
+    Parameters
+    ----------
+    models
+        Folders, hub ids, or zoo:NAME.
+    """
+    from headlens._errors import DataError
+
+    if not models:
+        raise DataError("Name at least one model: a folder, a hub id, or zoo:llama-small.")
+    if format == "parquet" and out is None:
+        raise DataError("--format parquet writes a file: say where with --out DIR.")
+    quieten_transformers()
+    from headlens.data import read_texts
+    from headlens.heads import attention_patterns, score
+    from headlens.models import load
+
+    # Read before any model is loaded: a mistyped corpus should not cost minutes.
+    examples = EXAMPLES if corpus is None else read_texts(corpus, field=field, limit=max(texts, 1))
+    where = pick_device(device)
+    loaded = [load(name, device=where, dtype=dtype, revision=revision) for name in models]
+    with _console.progress(quiet) as progress:
+        scores = with_command(
+            score(
+                loaded,
+                _console.split(kinds),
+                corpus=corpus,
+                field=field,
+                n=num_samples,
+                length=seq_len,
+                max_gap=max_gap,
+                max_tokens=max_tokens,
+                seed=seed,
+                progress=progress,
+            )
+        )
+    if out is not None:
+        scores.save(out)
+        _console.note(f"scores: {out / 'table.parquet'}", quiet)
+    if report is not None:
+        from headlens.report import write_report
+
+        shown = [
+            attention_patterns(m, examples[:texts], max_tokens=max_tokens) for m in loaded if texts and m.tokenizer
+        ]
+        write_report([scores, *shown], report)
+    if json or format == "json":
+        _console.print_json({"scores": scores.table.to_pylist(), "provenance": scores.provenance.__dict__})
+    elif format == "table":
+        print_summary(scores)
+    if report is not None:
+        _console.note(f"report: {report}", quiet)
+    return 0
+
+
+EXAMPLES = [
+    "When Mary and John went to the store, John gave a drink to Mary.",
+    "The key of Ada is red and the key of Tom is blue. The key of Ada is red.",
+    "One two three four. One two three four. One two three four.",
+]
+
+
+def print_summary(scores: Any) -> None:
+    """Print the strongest heads of each kind, a table per model."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from headlens.heads import KINDS
+
+    rows = scores.table.to_pylist()
+    for model in dict.fromkeys(row["model"] for row in rows):
+        table = Table(title=escape(model), title_justify="left", title_style="bold")
+        table.add_column("kind of head")
+        for i in range(TOP):
+            table.add_column("strongest head [95 %]" if i == 0 else "next", justify="right", no_wrap=True)
+        table.add_column("null", justify="right")
+        table.add_column("n", justify="right")
+        for kind in KINDS:
+            own = [row for row in rows if row["model"] == model and row["kind"] == kind]
+            if own:
+                table.add_row(kind, *_best(own), f"{own[0]['null']:.3f}", str(own[0]["n"]))
+        _console.out.print(table)
+    _console.out.print(
+        "[dim]score: mean share of attention that goes where this kind of head would look.\n"
+        "null: the strongest head's score with nothing repeated, or with attention spread evenly.[/]"
+    )
+
+
+def _best(rows: list[dict[str, Any]]) -> list[str]:
+    rows.sort(key=lambda row: -row["score"])
+    cells = [f"L{r['layer']}H{r['head']} {r['score']:.3f}" for r in rows[:TOP]]
+    cells[0] += f" [dim][{rows[0]['low']:.3f}, {rows[0]['high']:.3f}][/]"
+    return cells + [""] * (TOP - len(cells))
