@@ -4,16 +4,20 @@ Exit status: 0 done; 1 a check did not pass; 2 the input or an option is wrong; 
 torch and transformers are imported inside commands, so that --help answers at once.
 """
 
+import io
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
 from headlens import __version__
-from headlens._errors import HeadlensError
+from headlens._errors import ConfigError, HeadlensError
 from headlens.cli import _console
+from headlens.cli._common import ARGUMENTS
 from headlens.cli.demo import demo
 from headlens.cli.heads import heads
 from headlens.cli.verify import verify
@@ -31,12 +35,14 @@ Start with:
     headlens heads gpt2 --report out.html    what does each of them do?
 """
 
+CONFIG = "headlens.toml"
+
 app = App(
     name="headlens",
     help=HELP,
     help_format="markdown",
     version=__version__,
-    config=Toml("headlens.toml", must_exist=False),
+    config=Toml(CONFIG, must_exist=False),
 )
 for command in (demo, verify, heads, zoo):
     app.command(command)
@@ -45,14 +51,20 @@ for command in (demo, verify, heads, zoo):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; errors meant for people become one sentence."""
     debug = "--debug" in arguments
+    ARGUMENTS.set(tuple(arguments))
     try:
-        return app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value") or 0
+        _check_config()
+        status = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value") or 0
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        return status
     except CycloptsError as error:
         _console.fail(str(error).strip() or type(error).__name__)
         return 2
@@ -65,10 +77,46 @@ def run(arguments: Sequence[str]) -> int:
         _console.fail("Interrupted; nothing half-written was left behind.")
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has gone, e.g. `| head`
+        _drop_output()  # whoever read it has gone, e.g. `| head`
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _drop_output()
         if debug:
             raise
+        if isinstance(error, OSError):
+            _console.fail(f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}.")
+            return 2
+        if (
+            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        ):  # torch's own is no MemoryError
+            _console.fail("There is not enough memory: use a smaller model or --dtype, or a lower --num-samples.")
+            return 2
         _console.fail(f"{type(error).__name__}: {error} This is a fault of headlens: --debug shows where.")
         return 2
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for stdout go nowhere: it must not fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_config() -> None:
+    """Raise where `CONFIG` would be ignored: cyclopts checks the options in a command's table, and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not TOML, or holds anything but one table per command.
+    """
+    path = Path(CONFIG)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{CONFIG} cannot be read as TOML: {error}. Repair or remove it.") from error
+    commands = [command.__name__ for command in (demo, verify, heads)]
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{CONFIG} has '{name}' outside a table: put it under [{'] or ['.join(commands)}].")
+        if name not in commands:
+            raise ConfigError(f"{CONFIG} has a table [{name}], and its tables are [{'], ['.join(commands)}].")

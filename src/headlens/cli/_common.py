@@ -2,15 +2,21 @@
 
 import logging
 import shlex
-import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 COMMON = Group("Common options", sort_key=9)
 
-Seed = Annotated[int, Parameter(group=COMMON, help="Seed of everything random.")]
+ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("arguments", default=())
+"""What was typed after `headlens`."""
+
+# Below 2**63, which is what torch takes.
+Seed = Annotated[int, Parameter(group=COMMON, help="Seed of everything random.", validator=Number(gte=0, lt=2**63))]
 Device = Annotated[str, Parameter(group=COMMON, help="cpu, cuda, cuda:1, mps; auto takes the best there is.")]
 Dtype = Annotated[
     Literal["float32", "float64", "float16", "bfloat16", "auto"],
@@ -39,9 +45,11 @@ def pick_device(device: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        kind = torch.empty(0, device=device).device.type
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ModelError(f"Device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+    if kind == "meta":
+        raise ModelError("Device 'meta' holds no numbers: name cpu, cuda, mps or auto.")
     return device
 
 
@@ -56,5 +64,5 @@ def quieten_transformers() -> None:
 
 def with_command(result: Any) -> Any:
     """Return `result` with the command line in its provenance."""
-    command = shlex.join(["headlens", *sys.argv[1:]])
+    command = shlex.join(["headlens", *ARGUMENTS.get()])
     return replace(result, provenance=replace(result.provenance, command=command))

@@ -22,18 +22,24 @@ err = Console(stderr=True, highlight=False)
 
 def fail(message: str) -> None:
     """Print one error sentence to stderr."""
-    err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error[/]: {escape(one_line(message))}", soft_wrap=True)
 
 
 def note(message: str, quiet: bool = False) -> None:
     """Print one line of progress to stderr."""
     if not quiet:
-        err.print(escape(message), soft_wrap=True)
+        err.print(escape(one_line(message)), soft_wrap=True)
+
+
+def one_line(message: str) -> str:
+    """Return `message` without line breaks or codes that a terminal would obey: it may quote a file or a path."""
+    words = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
 
 
 def print_json(value: Any) -> None:
     """Print `value` to stdout as JSON that a machine can read (NaN becomes null)."""
-    print(json.dumps(_finite(value), ensure_ascii=False, indent=2))
+    print(json.dumps(_finite(value), ensure_ascii=True, indent=2))  # ASCII can be written whatever the encoding
 
 
 def _finite(value: Any) -> Any:

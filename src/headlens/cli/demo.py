@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from headlens._files import check_file_target
 from headlens.cli import _console
 from headlens.cli._common import Debug, Quiet, Seed, quieten_transformers, with_command
 from headlens.cli.heads import print_summary
@@ -24,6 +25,7 @@ def demo(
 
     Needs no network and takes under a minute on two cores.
     """
+    check_file_target(out)
     quieten_transformers()
     from headlens import zoo
     from headlens.data import world
@@ -43,7 +45,6 @@ def demo(
     page = write_report([scores, *(attention_patterns(m, longest, max_tokens=256) for m in models)], out,
                         title="Three small models and what their heads do")  # fmt: skip
     print_summary(scores)
-    _console.out.print(
-        f"\nThe same as a page, with every head's attention to look at:\n  {page.resolve()}", soft_wrap=True
-    )
+    _console.out.print("\nThe same as a page, with every head's attention to look at:")
+    _console.out.print(f"  {page.resolve()}", soft_wrap=True, markup=False)
     return 0

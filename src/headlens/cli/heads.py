@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from headlens.cli import _console
 from headlens.cli._common import (
@@ -34,7 +35,7 @@ def heads(
     seq_len: Annotated[int, Parameter(help="Length of the repeated part of random repeats, in tokens.")] = 50,
     max_gap: Annotated[int, Parameter(help="Longest random gap before the repetition.")] = 40,
     max_tokens: Annotated[int, Parameter(help="Where texts are cut, for scores and in the report.")] = 128,
-    texts: Annotated[int, Parameter(help="Example texts in the report.")] = 4,
+    texts: Annotated[int, Parameter(help="Example texts in the report.", validator=Number(gte=0))] = 4,
     format: Annotated[Literal["table", "json", "parquet"], Parameter(help="parquet needs --out.")] = "table",
     out: Annotated[Path | None, Parameter(help="Save the scores as a result folder here.")] = None,
     report: Annotated[Path | None, Parameter(help="Write a self-contained HTML page here.")] = None,
@@ -57,12 +58,7 @@ def heads(
     models
         Folders, hub ids, or zoo:NAME.
     """
-    from headlens._errors import DataError
-
-    if not models:
-        raise DataError("Name at least one model: a folder, a hub id, or zoo:llama-small.")
-    if format == "parquet" and out is None:
-        raise DataError("--format parquet writes a file: say where with --out DIR.")
+    _check_asked(models, out, report, format)
     quieten_transformers()
     from headlens.data import read_texts
     from headlens.heads import attention_patterns, score
@@ -104,6 +100,26 @@ def heads(
     if report is not None:
         _console.note(f"report: {report}", quiet)
     return 0
+
+
+def _check_asked(models: tuple[str, ...], out: Path | None, report: Path | None, format: str) -> None:
+    """Raise now what would otherwise be found out when all the work is done."""
+    from headlens._errors import DataError, OutputError
+    from headlens._files import check_file_target
+    from headlens._result import check_result_target
+
+    if not models:
+        raise DataError("Name at least one model: a folder, a hub id, or zoo:llama-small.")
+    if twice := [name for i, name in enumerate(models) if name in models[:i]]:
+        raise DataError(f"{twice[0]} is named twice: name each model once.")
+    if format == "parquet" and out is None:
+        raise DataError("--format parquet writes a file: say where with --out DIR.")
+    if out is not None:
+        check_result_target(out)
+    if report is not None:
+        check_file_target(report)
+    if out is not None and report is not None and report.resolve().is_relative_to(out.resolve()):
+        raise OutputError(f"--report {report} lies in --out {out}, which holds nothing but scores: put it beside it.")
 
 
 EXAMPLES = [

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from headlens.cli import _console
 from headlens.cli._common import (
@@ -25,7 +26,7 @@ def verify(
     model: str,
     /,
     *,
-    tokens: Annotated[int, Parameter(help="Length of the test sequences.")] = 64,
+    tokens: Annotated[int, Parameter(help="Length of the test sequences.", validator=Number(gte=1))] = 64,
     out: Annotated[Path | None, Parameter(help="Save the full report (a row per head and quantity) here.")] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -46,6 +47,10 @@ def verify(
     model
         A folder, a hub id, or zoo:NAME.
     """
+    if out is not None:
+        from headlens._result import check_result_target
+
+        check_result_target(out)
     quieten_transformers()
     from headlens.tracing import verify as run
 
@@ -71,13 +76,14 @@ def _summary(report: Any) -> dict[str, Any]:
 
 
 def _print(report: Any, quiet: bool) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from headlens.tracing.verify import QUANTITIES
 
     rows = report.table.to_pylist()
     about = report.provenance.models[0]
-    table = Table(title=f"{about['name']} ({about['family']}, {about['dtype']})", title_justify="left")
+    table = Table(title=f"{escape(about['name'])} ({about['family']}, {about['dtype']})", title_justify="left")
     table.add_column("layer", justify="right")
     for name in QUANTITIES[:-1]:
         table.add_column(name, justify="right")

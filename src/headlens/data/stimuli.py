@@ -56,9 +56,12 @@ def repeats(
     Raises
     ------
     DataError
-        If the allow-list has fewer than twice `length` ids.
+        If the allow-list has fewer than twice `length` ids, or a size is out of range.
     """
+    _check_sizes("repeats", 1, n=n, length=length)
+    _check_sizes("repeats", 0, max_gap=max_gap)
     ids = _allow_list(ids, 2 * length, "repeats")
+    max_gap = min(max_gap, len(ids) - length)  # a gap holds each id once, and none of R
     rng = np.random.Generator(np.random.PCG64(seed))
     rows, controls = [], []
     for _ in range(n):
@@ -82,7 +85,8 @@ def duplicates(
     DataError
         If the allow-list is shorter than `length`, or `length` than two places per pair.
     """
-    ids = _allow_list(ids, length + pairs, "duplicates")
+    _check_sizes("duplicates", 1, n=n, length=length, pairs=pairs)
+    ids = _allow_list(ids, length, "duplicates")
     if 2 * pairs > length:
         raise DataError(f"{pairs} pairs need {2 * pairs} places; length is {length}.")
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -103,8 +107,9 @@ def plain(ids: Sequence[int] | np.ndarray, *, n: int, length: int = 50, bos: int
     Raises
     ------
     DataError
-        If the allow-list is shorter than `length`.
+        If the allow-list is shorter than `length`, or a size is out of range.
     """
+    _check_sizes("plain", 1, n=n, length=length)
     ids = _allow_list(ids, length, "plain")
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = [_sequence(bos, rng.permutation(ids)[:length]) for _ in range(n)]
@@ -122,9 +127,15 @@ def passages(texts: Sequence[str], tokenizer: Any, *, bos: int | None, max_token
     tokens = tokenize(texts, tokenizer, bos=bos, max_tokens=max_tokens)
     kept = np.flatnonzero(tokens.lengths >= 4)
     if not len(kept):
-        raise DataError("No text in the corpus has four tokens or more.")
+        raise DataError(f"No text has four tokens or more when it is cut at {max_tokens}: use longer ones.")
     rows = pack([tokens[i] for i in kept.tolist()])
     return Stimulus("text", rows, bos, None, {"max_tokens": max_tokens})
+
+
+def _check_sizes(name: str, least: int, **sizes: int) -> None:
+    for size, value in sizes.items():
+        if value < least:
+            raise DataError(f"{size} of {name} must be {least} or more, not {value}.")
 
 
 def _allow_list(ids: Sequence[int] | np.ndarray, needed: int, name: str) -> Int[np.ndarray, " id"]:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from headlens._errors import DataError, MissingExtra
 
@@ -28,10 +29,12 @@ def read_texts(source: str | Path, *, field: str = "text", limit: int | None = N
     Raises
     ------
     DataError
-        If there is no such corpus, it is empty, damaged, or has no such field.
+        If there is no such corpus, it is empty, damaged, or has no such field; or if `limit` is below 1.
     MissingExtra
         If a hub dataset is named and the `data` extra is not installed.
     """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be 1 or more, or None for all of {source}, not {limit}.")
     texts = list(islice(iter_texts(source, field=field), limit))
     if not texts:
         raise DataError(f"{source} holds no text: every document in it is empty.")
@@ -77,45 +80,61 @@ def _file(path: Path, field: str) -> Iterator[str]:
             case ".csv":
                 yield from _csv(path, field)
             case ".txt":
-                with path.open(encoding="utf-8") as lines:
-                    yield from (line.rstrip("\n") for line in lines)
+                yield from (line.removesuffix("\n").removesuffix("\r") for _, line in _lines(path))
             case other:
                 raise DataError(f"{path} ends in '{other}', and a corpus is one of {', '.join(READERS)} or a folder.")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
     except OSError as error:
         raise DataError(f"{path} could not be read: {error.strerror}.") from error
 
 
 def _whole(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error.strerror}.") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines with their ends; decoded one by one, so that an error names its line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} line {number} is not UTF-8 text: save it as UTF-8.") from error
 
 
 def _jsonl(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} line {number} is not JSON: {error}.") from error
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise DataError(f"{path} line {number} has no text field '{field}' (it has: {there}).")
-            yield row[field]
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict) or field not in row:
+            there = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
+            raise DataError(f"{path} line {number} has no field '{field}' (it has: {there}).")
+        yield _text(row[field], field, f"{path} line {number}")
 
 
 def _csv(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader((line for _, line in _lines(path)), strict=True)
+    try:
         if field not in (rows.fieldnames or ()):
             raise DataError(f"{path} has no column '{field}' (it has: {', '.join(rows.fieldnames or ())}).")
         for row in rows:
             yield row[field] or ""
+    except csv.Error as error:  # a quote that is never closed; a field beyond the csv module's limit
+        raise DataError(f"{path} line {rows.line_num} is not CSV: {error}. Repair it, or write .jsonl.") from error
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where} holds a {type(value).__name__} in field '{field}', not text.")
+    return value
 
 
 def _dataset(name: str, field: str) -> Iterator[str]:
@@ -131,4 +150,4 @@ def _dataset(name: str, field: str) -> Iterator[str]:
     for row in rows:
         if field not in row:
             raise DataError(f"The dataset {name} has no field '{field}' (it has: {', '.join(row)}).")
-        yield row[field]
+        yield _text(row[field], field, f"The dataset {name}")

@@ -9,11 +9,12 @@ belong to the token after them, and no character is lost. A BOS token covers the
 Axes: packed = all tokens of all sequences; span = 2 (start, end), in characters.
 """
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -21,6 +22,7 @@ from jaxtyping import Int
 from headlens._errors import DataError
 
 _BYTE_OR_UNUSED = re.compile(r"<0x[0-9A-Fa-f]{2}>|[\[<]unused_?\d+[\]>]|<\|?reserved.*", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can hold and UTF-8 cannot
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> Int[np.ndarray, " token"]:
+    def __getitem__(self, index: int | np.integer) -> Int[np.ndarray, " token"]:
+        index = range(len(self))[int(index)]  # counts from the end where negative; IndexError beyond
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def __iter__(self) -> Iterator[Int[np.ndarray, " token"]]:
@@ -59,9 +62,19 @@ class Tokens:
         return digest.hexdigest()[:16]
 
 
-def pack(sequences: Sequence[Sequence[int] | np.ndarray]) -> Tokens:
-    """Return sequences of token ids as `Tokens`."""
-    rows = [np.asarray(s, dtype=np.int64).reshape(-1) for s in sequences]
+def pack(sequences: Iterable[Any]) -> Tokens:
+    """Return sequences of token ids (lists, arrays or CPU tensors) as `Tokens`.
+
+    Raises
+    ------
+    DataError
+        If a sequence is not a flat list of whole numbers.
+    """
+    rows = [np.asarray(s) for s in sequences]
+    for i, row in enumerate(rows):
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            raise DataError(f"Sequence {i} must be a flat list of token ids, not {row.dtype} of {row.ndim} axes.")
+    rows = [row.astype(np.int64) for row in rows]
     return Tokens(np.concatenate([np.zeros(0, np.int64), *rows]), _offsets([len(r) for r in rows]))
 
 
@@ -78,16 +91,22 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, ma
     Raises
     ------
     DataError
-        If there is no text or no tokenizer, or the tokenizer cannot tell where its tokens stand.
+        If there is no text or no tokenizer, `max_tokens` leaves none, or the tokenizer cannot tell where its
+        tokens stand.
     """
+    if isinstance(texts, str):
+        raise DataError("texts is a list of texts, not one string: write [text].")
     if tokenizer is None:
         raise DataError("This model has no tokenizer, so text cannot be read: pass token ids instead.")
     if not texts:
         raise DataError("There is no text to tokenise.")
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"max_tokens must be 1 or more, not {max_tokens}.")
     if not getattr(tokenizer, "is_fast", False):
         raise DataError("The tokenizer has no character offsets: it must be a fast one (tokenizer.json).")
     # Straight from the backend: no special tokens, no length warning, ids never decoded and re-encoded.
-    encoded = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    with _whole_texts(tokenizer.backend_tokenizer) as backend:
+        encoded = backend.encode_batch([_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False)
     ids = [np.asarray(e.ids, dtype=np.int64) for e in encoded]
     spans = [contiguous(e.offsets, len(text)) for e, text in zip(encoded, texts, strict=True)]
     if bos is not None:
@@ -96,6 +115,21 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, ma
     if max_tokens is not None:
         ids, spans = [row[:max_tokens] for row in ids], [row[:max_tokens] for row in spans]
     return Tokens(np.concatenate(ids), _offsets([len(row) for row in ids]), np.concatenate(spans))
+
+
+@contextlib.contextmanager
+def _whole_texts(backend: Any) -> Iterator[Any]:
+    """Switch off the padding and truncation that a tokenizer.json may ask for, and back on."""
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        yield backend
+    finally:
+        if padding is not None:
+            backend.enable_padding(**padding)
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
 
 
 def contiguous(offsets: Sequence[tuple[int, int]], n_characters: int) -> Int[np.ndarray, "token span"]:
@@ -112,11 +146,13 @@ def contiguous(offsets: Sequence[tuple[int, int]], n_characters: int) -> Int[np.
 
 
 def pad(
-    tokens: Tokens, indices: Sequence[int] | np.ndarray, *, side: str = "right", fill: int = 0
+    tokens: Tokens, indices: Sequence[int] | np.ndarray, *, side: Literal["left", "right"] = "right", fill: int = 0
 ) -> tuple[Int[np.ndarray, "batch token"], np.ndarray]:
     """Return the chosen sequences as one padded array of ids, and its mask (True on real tokens)."""
+    if side not in ("left", "right"):
+        raise DataError(f"side must be left or right, not '{side}'.")
     rows = [tokens[i] for i in indices]
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
     ids = np.full((len(rows), width), fill, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=bool)
     for i, row in enumerate(rows):
@@ -126,9 +162,17 @@ def pad(
 
 
 def ordinary_ids(tokenizer: Any | None, vocab_size: int, special: Sequence[int] = ()) -> Int[np.ndarray, " id"]:
-    """Return the ids that random stimuli may use: no specials, no single bytes, no unused or padded rows."""
+    """Return the ids that random stimuli may use: no specials, no single bytes, no unused or padded rows.
+
+    Raises
+    ------
+    DataError
+        If the tokenizer is not a fast one.
+    """
     if tokenizer is None:
         return np.setdiff1d(np.arange(vocab_size), np.asarray(special, dtype=np.int64))
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError("The tokenizer cannot be asked for its tokens: it must be a fast one (tokenizer.json).")
     added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids) | set(special)
     names = {i: t for t, i in tokenizer.get_vocab().items() if i < vocab_size and i not in added}
     kept = np.array(sorted(i for i, name in names.items() if not _BYTE_OR_UNUSED.fullmatch(name)), dtype=np.int64)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headlens._errors import DataError
+from headlens._errors import DataError, ModelError
 from headlens._result import Provenance, versions
 from headlens._statistics import bootstrap_mean
 from headlens.data.stimuli import Stimulus, passages, plain, repeats
@@ -49,6 +49,20 @@ class Protocol:
     """Where texts are cut, BOS included."""
     seed: int = 0
     batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        # Named as in Python and as on the command line.
+        least = {
+            "n (--num-samples)": (self.n, 1),
+            "length (--seq-len)": (self.length, 2),
+            "max_gap (--max-gap)": (self.max_gap, 0),
+            "max_tokens (--max-tokens)": (self.max_tokens, 4),
+            "seed (--seed)": (self.seed, 0),
+            "batch_tokens": (self.batch_tokens, 1),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise DataError(f"{name} must be {bound} or more, not {value}.")
 
 
 def score(
@@ -86,7 +100,10 @@ def score(
     Raises
     ------
     DataError
-        If a kind is unknown, or the corpus cannot be read by a model.
+        If a kind is unknown, a number is out of range, no model or one name twice is given, or the corpus or random
+        tokens cannot be read by a model.
+    ModelError
+        If a model's attention is NaN.
     """
     names = _known(kinds)
     protocol = Protocol(n, length, max_gap, max_tokens, seed, batch_tokens)
@@ -94,11 +111,15 @@ def score(
     tables, described, data = [], [], {}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
+        if any(model.name == other["name"] for other in described):
+            raise DataError(f"Two of the models are called {model.name}: their rows could not be told apart.")
         stimuli = _stimuli(model, names, texts, stimulus, protocol)
         for one in stimuli:
             tables.append(_score_on(model, stimuli[one], one, protocol, progress))
             data[f"{model.name}: {', '.join(one)}"] = stimuli[one].provenance()
         described.append(model.provenance())
+    if not tables:
+        raise DataError("There is no model to score: the list is empty.")
     if texts is not None:
         data["corpus"] = {"source": origin, "documents": len(texts), "hash": texts_hash(texts)}
     order = [("model", "ascending"), ("kind", "ascending"), ("layer", "ascending"), ("head", "ascending")]
@@ -144,6 +165,8 @@ def repeat_stimulus(model: Model, p: Protocol) -> Stimulus:
     ids = allowed_ids(model)
     room = model.n_ctx - (model.bos is not None)
     length = min(p.length, len(ids) // 2, room // 2)
+    if length < 2:
+        raise DataError(f"{model.name} reads {room} tokens of {len(ids)} ordinary ids: too few to repeat any.")
     max_gap = min(p.max_gap, room - 2 * length)
     return repeats(ids, n=p.n, length=length, max_gap=max_gap, bos=model.bos, seed=p.seed)
 
@@ -157,7 +180,10 @@ def _random_tokens(model: Model, p: Protocol) -> Stimulus:
 def allowed_ids(model: Model) -> np.ndarray:
     """Return the ids random stimuli draw from: ordinary tokens of the model's own vocabulary."""
     special = [i for i in (model.bos, model.config.bos_token_id, model.config.eos_token_id) if isinstance(i, int)]
-    return ordinary_ids(model.tokenizer, model.vocab_size, special)
+    ids = ordinary_ids(model.tokenizer, model.vocab_size, special)
+    if not len(ids):
+        raise DataError(f"The tokenizer of {model.name} has no ordinary token: its vocabulary is missing or empty.")
+    return ids
 
 
 def _score_on(
@@ -195,11 +221,25 @@ def _per_sequence(
     for batch in capture(model, read, {"blocks.*.attn.hook_pattern": fold}, batch_tokens=p.batch_tokens):
         for layer in range(model.n_layers):
             found[:, batch.index, layer] = batch[f"blocks.{layer}.attn.hook_pattern"].cpu().numpy()
+        _check_attention(model, found[:, batch.index], marked(batch))
         done += len(batch.index)
         if progress is not None:
             what = "control" if read is stimulus.control else stimulus.name
             progress(f"{model.name}: {what}", done, len(read))
     return found
+
+
+def _check_attention(
+    model: Model, found: Float[np.ndarray, "kind sequence layer head"], targets: list[Targets]
+) -> None:
+    aimed = torch.stack([t.any((1, 2)) for t in targets]).cpu().numpy()  # elsewhere NaN means: no target
+    lost = np.argwhere(np.isnan(found) & aimed[:, :, None, None])
+    if len(lost):
+        layer, head = lost[0, 2:]
+        raise ModelError(
+            f"The attention of layer {layer}, head {head} of {model.name} is NaN: its numbers overflow "
+            f"{str(model.dtype).removeprefix('torch.')}. Load it in a wider dtype."
+        )
 
 
 class _TargetsOf:

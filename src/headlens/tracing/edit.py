@@ -70,17 +70,17 @@ def ablate(
     """
 
     def change(value: Tensor) -> Tensor:
-        if to == "zero":
-            new = torch.zeros_like(value)
-        elif to == "mean":
-            new = value.mean((0, 1), keepdim=True).expand_as(value)
-        else:
-            order = torch.randperm(len(value), generator=generator).to(value.device)
-            new = value[order]
+        match to:
+            case "zero":
+                new = torch.zeros_like(value)
+            case "mean":
+                new = value.mean((0, 1), keepdim=True).expand_as(value)
+            case "resample":
+                new = value[torch.randperm(len(value), generator=generator).to(value.device)]
+            case _:
+                raise SiteError(f"to must be zero, mean or resample, not '{to}'.")
         return _at(value, new, site, head)
 
-    if to not in ("zero", "mean", "resample"):
-        raise SiteError(f"to must be zero, mean or resample, not '{to}'.")
     if to == "resample" and generator is None:
         raise SiteError("resample draws at random: pass generator=torch.Generator().manual_seed(...).")
     if to == "mean" and _head_axis(site) == 1:

@@ -1,0 +1,264 @@
+"""Head scores against known truth: hand-set heads, a trained model measured by others, and nulls."""
+
+import contextlib
+import io
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import headlens as hl
+from headlens._errors import DataError
+from headlens.data import Stimulus, pack, plain, repeats
+from headlens.heads import KINDS
+from headlens.heads.kinds import (
+    duplicate_token_targets,
+    induction_targets,
+    previous_token_targets,
+    self_targets,
+    sink_targets,
+    target_mass,
+    uniform_mass,
+)
+from tests.constructed import LAYERS, S, V, ground_truth_model
+from tests.families import build
+
+ORACLE = Path(__file__).parents[3] / "shared" / "reference" / "heads_ground_truth.py"
+
+
+@pytest.fixture(scope="module")
+def known():
+    return hl.load(ground_truth_model())
+
+
+def by_head(scores: hl.heads.HeadScores, kind: str, column: str = "score") -> dict[str, float]:
+    rows = [row for row in scores.table.to_pylist() if row["kind"] == kind]
+    places = {(layer, head): name for layer, names in enumerate(LAYERS) for head, name in enumerate(names)}
+    return {places[at]: row[column] for row in rows if (at := (row["layer"], row["head"])) in places}
+
+
+# --- hand-set heads ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_repeats(known):
+    stimulus = repeats(range(1, V), n=60, length=S, max_gap=39, bos=0, seed=0)
+    return hl.heads.score(known, stimulus=stimulus)
+
+
+EXPECTED = {
+    "induction": {"ind": 1, "ind_noOV": 1, "antiind": 1},
+    "duplicate_token": {"dup": 1},
+    "previous_token": {"prev": 1},
+    "self": {"self": 1, "succ": 1},
+    "sink": {"bos": 1},
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_each_kind_finds_its_heads_and_no_others(on_repeats, kind):
+    for name, score in by_head(on_repeats, kind).items():
+        if EXPECTED[kind].get(name):
+            assert score == pytest.approx(1, abs=1e-4), name
+        elif kind == "sink":  # resting on BOS is what content heads do where nothing matches: not an impurity
+            assert name in ("unif", "copy_unif", "dup", "ind", "ind_noOV", "antiind") or score < 0.15, name
+        elif kind != "self":
+            assert score < 0.08, name
+
+
+def test_uniform_heads_score_their_null(on_repeats):
+    for kind in KINDS:
+        score, null = by_head(on_repeats, kind), by_head(on_repeats, kind, "null")
+        for name in ("unif", "copy_unif"):
+            assert score[name] == pytest.approx(null[name], rel=1e-4), kind
+
+
+def test_control_exposes_the_positional_impostor(known):
+    """At a fixed gap a head that looks S - 1 back scores 1 on induction; so does its control. A real one's does not."""
+    fixed = repeats(range(1, V), n=20, length=S, max_gap=0, bos=0, seed=0)
+    scores = hl.heads.score(known, ["induction"], stimulus=fixed)
+    score, null = by_head(scores, "induction"), by_head(scores, "induction", "null")
+    assert score["impostor"] == pytest.approx(1, abs=1e-4)
+    assert null["impostor"] == pytest.approx(1, abs=1e-4)
+    assert score["ind"] == pytest.approx(1, abs=1e-4)
+    assert null["ind"] < 0.01
+
+
+def test_random_gap_defeats_the_positional_impostor(on_repeats):
+    assert by_head(on_repeats, "induction")["impostor"] < 0.08
+
+
+def test_induction_without_bos_still_counts_only_true_targets(known):
+    stimulus = repeats(range(1, V), n=10, length=S, max_gap=30, bos=None, seed=1)
+    score = by_head(hl.heads.score(known, ["induction"], stimulus=stimulus), "induction")
+    assert score["ind"] > 0.95  # the first token has no predecessor to match, so one row may rest elsewhere
+
+
+def test_the_oracles_own_numbers(known):
+    """The very sequences of the numpy oracle, scored by torch, give the very numbers it prints."""
+    if not ORACLE.exists():
+        pytest.skip("the numpy oracle (../shared/reference/heads_ground_truth.py) is not here")
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = runpy.run_path(str(ORACLE), run_name="__main__")
+    columns = (("var", "induction", 2), ("var", "duplicate_token", 4), ("plain", "previous_token", 5))
+    for name, kind, column in columns:
+        stimulus = Stimulus(name, pack(oracle["sets"][name]), bos=0)
+        scores = by_head(hl.heads.score(known, [kind], stimulus=stimulus), kind)
+        for head, score in scores.items():
+            assert score == pytest.approx(oracle["res"][head][column], abs=5e-4), (head, kind)
+    fixed = Stimulus("fixed", pack(oracle["sets"]["fixed"]), bos=None)
+    for head, score in by_head(hl.heads.score(known, ["induction"], stimulus=fixed), "induction").items():
+        assert score == pytest.approx(oracle["res"][head][1], abs=5e-4), head
+
+
+# --- a trained model, measured by others ------------------------------------------------------------------
+
+
+def test_stories_published_figures(stories):
+    """BOS + R + R, 256 sequences, R = 50 random ids from 259..511: the figures of the model's own card."""
+    stimulus = repeats(range(259, 512), n=256, length=50, max_gap=0, bos=1, seed=0)
+    scores = hl.heads.score(str(stories), ["previous_token", "induction"], stimulus=stimulus)
+    rows = {(r["kind"], r["layer"], r["head"]): r for r in scores.table.to_pylist()}
+    for layer, head, published in ((3, 6, 0.746), (1, 3, 0.629), (1, 6, 0.512)):
+        assert rows["previous_token", layer, head]["score"] == pytest.approx(published, abs=0.01)
+    ranked = sorted((r for r in rows.values() if r["kind"] == "previous_token"), key=lambda r: -r["score"])
+    assert [(r["layer"], r["head"]) for r in ranked[:3]] == [(3, 6), (1, 3), (1, 6)]
+    assert max(r["score"] for r in rows.values() if r["kind"] == "induction") < 0.02
+
+
+def test_text_kinds_are_measured_on_the_corpus(stories, stories_corpus):
+    scores = hl.heads.score(str(stories), ["previous_token"], corpus=stories_corpus, n=16)
+    (described,) = (v for k, v in scores.provenance.data.items() if k != "corpus")
+    assert described["name"] == "text"
+    assert scores.provenance.data["corpus"]["documents"] == 16
+    without = hl.heads.score(str(stories), ["previous_token"], n=16)
+    (described,) = without.provenance.data.values()
+    assert described["name"] == "plain"
+
+
+# --- targets, on sequences one can check by hand ----------------------------------------------------------
+
+IDS = torch.tensor([[0, 5, 7, 5, 9, 7]])
+MASK = torch.ones_like(IDS, dtype=torch.bool)
+
+
+def pairs(targets: torch.Tensor) -> list[tuple[int, int]]:
+    return [tuple(pair) for pair in targets[0].nonzero().tolist()]
+
+
+def test_targets_by_hand():
+    assert pairs(previous_token_targets(IDS, MASK, 0)) == [(2, 1), (3, 2), (4, 3), (5, 4)]
+    assert pairs(previous_token_targets(IDS, MASK, None)) == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4)]
+    assert pairs(duplicate_token_targets(IDS, MASK, 0)) == [(3, 1), (5, 2)]
+    assert pairs(induction_targets(IDS, MASK, 0)) == [(3, 2), (5, 3)]
+    assert pairs(self_targets(IDS, MASK, 0)) == [(q, q) for q in range(1, 6)]
+    assert pairs(sink_targets(IDS, MASK, 0)) == [(q, 0) for q in range(1, 6)]
+
+
+def test_bos_is_no_repetition_and_the_query_is_no_target():
+    twice = torch.tensor([[0, 0, 5, 5]])
+    mask = torch.ones_like(twice, dtype=torch.bool)
+    assert pairs(duplicate_token_targets(twice, mask, 0)) == [(3, 2)]
+    assert pairs(duplicate_token_targets(twice, mask, None)) == [(1, 0), (3, 2)]
+    assert pairs(induction_targets(twice, mask, 0)) == []  # what followed the first 5 is the query itself
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_has_no_targets(kind):
+    mask = MASK.clone()
+    mask[0, 4:] = False
+    padded = KINDS[kind].targets(IDS, mask, 0)
+    alone = KINDS[kind].targets(IDS[:, :4], MASK[:, :4], 0)
+    assert torch.equal(padded[:, :4, :4], alone)
+    assert padded.sum() == alone.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_causal(kind):
+    ids = torch.randint(5, (3, 30), generator=torch.Generator().manual_seed(0))
+    targets = KINDS[kind].targets(ids, torch.ones_like(ids, dtype=torch.bool), None)
+    assert not targets.triu(1).any()
+
+
+def test_target_mass_is_the_mean_over_rows_with_a_target():
+    pattern = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(2, 6, 6, dtype=torch.bool)
+    targets[0, 3, 1] = targets[0, 3, 2] = targets[0, 5, 0] = targets[1, 2, 2] = True
+    expected = torch.stack(
+        [(pattern[0, :, 3, 1] + pattern[0, :, 3, 2] + pattern[0, :, 5, 0]) / 2, pattern[1, :, 2, 2]]
+    )
+    torch.testing.assert_close(target_mass(pattern, targets), expected.double())
+    assert target_mass(pattern, targets & False).isnan().all()
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_uniform_mass_is_what_a_uniform_pattern_scores(window):
+    ids = torch.randint(4, (5, 20), generator=torch.Generator().manual_seed(1))
+    targets = duplicate_token_targets(ids, torch.ones_like(ids, dtype=torch.bool), None)
+    visible = torch.ones(20, 20).tril()
+    if window is not None:
+        visible = visible.triu(1 - window)
+    uniform = (visible / visible.sum(-1, keepdim=True)).expand(5, 1, 20, 20)
+    torch.testing.assert_close(uniform_mass(targets, window), target_mass(uniform, targets)[:, 0])
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+def test_table_has_a_row_per_head_and_kind_with_its_interval():
+    models = [hl.load(build("gpt2")), hl.load(build("qwen3"))]
+    scores = hl.heads.score(models, n=12, length=10, max_gap=5)
+    rows = scores.table.to_pylist()
+    assert scores.table.column_names == ["model", "layer", "head", "kind", "score", "low", "high", "null", "n"]
+    assert len(rows) == 2 * 3 * 4 * len(KINDS)
+    assert len({(r["model"], r["layer"], r["head"], r["kind"]) for r in rows}) == len(rows)
+    assert all(r["low"] <= r["score"] <= r["high"] and r["n"] == 12 for r in rows)
+    assert all(0 <= r["null"] <= 1 for r in rows)
+    assert [m["family"] for m in scores.provenance.models] == ["GPT-2", "Qwen3"]
+
+
+def test_same_seed_same_table_other_seed_other_table():
+    model = hl.load(build("llama"))
+    first, again, other = (hl.heads.score(model, ["self"], n=8, seed=seed) for seed in (0, 0, 1))
+    assert first.table.equals(again.table)
+    assert not first.table.equals(other.table)
+
+
+def test_batch_size_changes_nothing():
+    model = hl.load(build("gemma2"))
+    tables = [hl.heads.score(model, n=9, length=8, max_gap=6, batch_tokens=b).table for b in (40, 100000)]
+    for column in ("score", "null", "low"):
+        np.testing.assert_allclose(tables[0][column].to_numpy(), tables[1][column].to_numpy(), atol=1e-6)
+
+
+def test_random_models_do_not_beat_their_null():
+    """A null that must not be found: on random weights no head gathers more at repeats than at its control."""
+    scores = hl.heads.score(hl.load(build("gpt_neox")), ["induction", "duplicate_token"], n=64, length=20)
+    gaps = [row["score"] - row["null"] for row in scores.table.to_pylist()]
+    assert max(map(abs, gaps)) < 0.1
+
+
+def test_save_and_load(tmp_path):
+    scores = hl.heads.score(hl.load(build("gpt2")), ["self"], n=4)
+    assert hl.heads.HeadScores.load(scores.save(tmp_path / "run")).table.equals(scores.table)
+
+
+def test_small_vocabularies_and_contexts_shrink_the_stimulus():
+    import transformers as tf
+
+    config = tf.GPT2Config(vocab_size=21, n_positions=24, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    scores = hl.heads.score(hl.load(tf.GPT2LMHeadModel(config)), ["induction"], n=4)
+    (stimulus,) = scores.provenance.data.values()
+    assert (stimulus["length"], stimulus["max_gap"]) == (10, 3)
+
+
+def test_unknown_kind():
+    with pytest.raises(DataError, match="'attention' is no kind"):
+        hl.heads.score(hl.load(build("gpt2")), ["attention"])
+
+
+def test_no_targets_is_an_error_not_nan(known):
+    with pytest.raises(DataError, match="no row|has a target"):
+        hl.heads.score(known, ["induction"], stimulus=plain(range(1, V), n=3, length=10, bos=0, seed=0))
