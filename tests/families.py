@@ -46,6 +46,11 @@ CONFIGS = {
         sliding_window=6, query_pre_attn_scalar=10, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "gemma3": lambda: tf.Gemma3Config(
+        text_config=CONFIGS["gemma3_text"]().to_dict(), mm_tokens_per_image=4,
+        vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+                       "image_size": 28, "patch_size": 14},
+    ),
     "olmo2": lambda: tf.Olmo2Config(**_LLAMA),
     "gpt_oss": lambda: tf.GptOssConfig(**_LLAMA, head_dim=16, sliding_window=6, num_local_experts=2,
                                        num_experts_per_tok=1),

@@ -26,11 +26,13 @@ def test_weights_are_the_patterns_rounded(stories):
 
 @pytest.mark.parametrize("text", ["Lily saw a cat.", "  two  spaces ", "naïve — 日本 🙂 <b>&amp;</b>\n\tend"])
 def test_tokens_spell_the_text(stories, text):
-    """No character is lost: tokens that cover characters tile the text."""
-    shown = hl.heads.attention_patterns(str(stories), [text])
-    assert shown.tokens[0][0] == "<s>"
-    spelled = "".join(t for t in shown.tokens[0][1:] if not (t.startswith("<0x") and t.endswith(">")))
-    assert spelled == text
+    """No character is lost: tokens show the characters they cover, and their name where they cover none."""
+    model = hl.load(str(stories))
+    (shown,) = hl.heads.attention_patterns(model, [text]).tokens
+    spans = hl.data.tokenize([text], model.tokenizer, bos=model.bos).spans
+    assert shown[0] == "<s>"
+    assert "".join(token for token, (start, end) in zip(shown, spans, strict=True) if start < end) == text
+    assert all(shown)
 
 
 def test_long_texts_are_cut(stories):

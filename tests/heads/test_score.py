@@ -186,9 +186,7 @@ def test_target_mass_is_the_mean_over_rows_with_a_target():
     pattern = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = torch.zeros(2, 6, 6, dtype=torch.bool)
     targets[0, 3, 1] = targets[0, 3, 2] = targets[0, 5, 0] = targets[1, 2, 2] = True
-    expected = torch.stack(
-        [(pattern[0, :, 3, 1] + pattern[0, :, 3, 2] + pattern[0, :, 5, 0]) / 2, pattern[1, :, 2, 2]]
-    )
+    expected = torch.stack([(pattern[0, :, 3, 1] + pattern[0, :, 3, 2] + pattern[0, :, 5, 0]) / 2, pattern[1, :, 2, 2]])
     torch.testing.assert_close(target_mass(pattern, targets), expected.double())
     assert target_mass(pattern, targets & False).isnan().all()
 
@@ -248,7 +246,9 @@ def test_save_and_load(tmp_path):
 def test_small_vocabularies_and_contexts_shrink_the_stimulus():
     import transformers as tf
 
-    config = tf.GPT2Config(vocab_size=21, n_positions=24, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = tf.GPT2Config(
+        vocab_size=21, n_positions=24, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     scores = hl.heads.score(hl.load(tf.GPT2LMHeadModel(config)), ["induction"], n=4)
     (stimulus,) = scores.provenance.data.values()
     assert (stimulus["length"], stimulus["max_gap"]) == (10, 3)

@@ -167,7 +167,9 @@ def test_config_and_weights_that_disagree():
 def test_quantised_weights_are_refused():
     hf = build("gpt2")
     model = hl.load(hf)
-    hf.transformer.h[0].attn.c_attn.weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
+    hf.transformer.h[0].attn.c_attn.weight = torch.nn.Parameter(
+        torch.zeros(8, 8, dtype=torch.int8), requires_grad=False
+    )
     with pytest.raises(UnsupportedArchitecture, match="quantised"):
         model.head(0, 0)
 
@@ -184,3 +186,12 @@ def test_encoders_have_no_heads_to_take_apart(name):
 def test_provenance_tells_models_apart():
     same, other = (hl.load(build("gpt2", seed=seed)).provenance()["weights"] for seed in (0, 1))
     assert hl.load(build("gpt2")).provenance()["weights"] == same != other
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "gpt_neox"])
+def test_no_tokenizer_is_none_not_one_made_up(name, tmp_path):
+    """transformers conjures an empty tokenizer for some families; its ids would be wrong."""
+    build(name).save_pretrained(tmp_path)
+    model = hl.load(tmp_path)
+    assert model.tokenizer is None
+    assert model.bos == model.config.bos_token_id

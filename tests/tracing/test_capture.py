@@ -205,7 +205,9 @@ def test_reducers_equal_folding_what_was_captured():
     model, row = hl.load(build("qwen3")), ids(11)
     (kept,) = hl.capture(model, row, ["blocks.1.attn.hook_pattern"])
     (folded,) = hl.capture(model, row, {"blocks.1.attn.hook_pattern": lambda p, batch: p.diagonal(dim1=-2, dim2=-1)})
-    assert torch.equal(folded["blocks.1.attn.hook_pattern"], kept["blocks.1.attn.hook_pattern"].diagonal(dim1=-2, dim2=-1))
+    assert torch.equal(
+        folded["blocks.1.attn.hook_pattern"], kept["blocks.1.attn.hook_pattern"].diagonal(dim1=-2, dim2=-1)
+    )
 
 
 def test_progress_counts_sequences():

@@ -4,7 +4,7 @@ A row says, as paths inside transformers' own modules, where the blocks, norms, 
 attention are, and which of the field's variations the family uses. To add an architecture: add a row,
 add a tiny config to tests/families.py, run `make test`. See CONTRIBUTING.md.
 
-Paths: `blocks` is relative to `hf.base_model`; all others to a block, except `query`, `key`, `value`,
+Paths: `stack` is relative to `hf.base_model`, `blocks` to the stack; all others to a block, except `query`, `key`, `value`,
 `fused`, `out`, `query_norm` and `key_norm`, which are relative to the attention module.
 Source: the modeling files of transformers 5.
 """
@@ -50,6 +50,8 @@ class Family:
     attn_out: str
     """Module in the block whose output is what attention adds to the residual stream."""
 
+    stack: str = ""
+    """Module that holds the blocks and the rotary embedding; the base model itself where empty."""
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
@@ -129,6 +131,7 @@ _GEMMA: dict[str, Any] = _LLAMA | {
     "window": _module_window,
     "odd": _bidirectional,
 }
+_GEMMA3: dict[str, Any] = _GEMMA | {"query_norm": "q_norm", "key_norm": "k_norm", "rotary_by_layer_type": True}
 _GPT: dict[str, Any] = {
     "blocks": "h",
     "attention": "attn",
@@ -139,7 +142,8 @@ _GPT: dict[str, Any] = {
 }
 _GPT_NEO: dict[str, Any] = _GPT | {"attention": "attn.attention"}
 _BERT: dict[str, Any] = {
-    "blocks": "encoder.layer",
+    "stack": "encoder",
+    "blocks": "layer",
     "attention": "attention.self",
     "query": "query",
     "key": "key",
@@ -191,7 +195,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "opt": Family(
         "OPT",
-        blocks="decoder.layers",
+        stack="decoder",
+        blocks="layers",
         attention="self_attn",
         attn_out="self_attn",
         pre_norm="self_attn_layer_norm",
@@ -208,7 +213,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family("Qwen3", **_LLAMA, window=_module_window, query_norm="q_norm", key_norm="k_norm"),
     "phi3": Family("Phi-3", **_LLAMA, window=_config_window, fused="qkv_proj"),
     "gemma2": Family("Gemma 2", **_GEMMA, softcap="attn_logit_softcapping"),
-    "gemma3_text": Family("Gemma 3", **_GEMMA, query_norm="q_norm", key_norm="k_norm", rotary_by_layer_type=True),
+    "gemma3_text": Family("Gemma 3", **_GEMMA3),
+    "gemma3": Family("Gemma 3 (text part)", **_GEMMA3, stack="language_model"),
     "olmo2": Family(
         "OLMo 2",
         **_POST_NORM,
@@ -233,6 +239,7 @@ def family_of(config: Any) -> Family:
     """
     model_type = getattr(config, "model_type", None) or type(config).__name__
     family = FAMILIES.get(model_type)
+    config = config.get_text_config() if family is not None else config
     if family is None:
         known = ", ".join(FAMILIES)
         raise UnsupportedArchitecture(

@@ -160,9 +160,12 @@ def _tokenizer(location: str, options: dict[str, Any]) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError, KeyError):
         return None  # a model without a tokenizer reads token ids; text is refused where it is given
+    # Where a folder has no tokenizer files, transformers makes up one of special tokens only, with ids of its own.
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return tokenizer if words else None
 
 
 def _check_finite(model: Model) -> None:

@@ -33,11 +33,17 @@ class Model:
 
     @property
     def config(self) -> Any:
-        return self.hf.base_model.config
+        """The config of the part that reads text."""
+        return self.hf.base_model.config.get_text_config()
+
+    @property
+    def stack(self) -> Any:
+        """The module that holds the blocks (and the rotary embedding, where there is one)."""
+        return self.hf.base_model.get_submodule(self.family.stack)
 
     @property
     def blocks(self) -> Any:
-        return self.hf.base_model.get_submodule(self.family.blocks)
+        return self.stack.get_submodule(self.family.blocks)
 
     @property
     def n_layers(self) -> int:
@@ -180,7 +186,7 @@ class Model:
         if self.family.rotary == "pairs":  # GPT-J keeps a table of angles in each attention module
             return Rotary(self.attention_module(layer).embed_positions, "pairs")
         layer_type = self.config.layer_types[layer] if self.family.rotary_by_layer_type else None
-        return Rotary(self.hf.base_model.rotary_emb, self.family.rotary, layer_type)
+        return Rotary(self.stack.rotary_emb, self.family.rotary, layer_type)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Any:
         """Run the model on padded ids (batch, token); `mask` is True on real tokens, None where all are.

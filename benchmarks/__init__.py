@@ -1,0 +1,1 @@
+"""What headlens costs, as ratios measured on this machine. Run: make bench."""

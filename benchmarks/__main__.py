@@ -1,0 +1,86 @@
+"""Measure everything, print it, and write docs/benchmarks.md."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import headlens as hl
+from benchmarks import harness, memory, subjects
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    rows = [*capture_costs(), *idle_costs(), fold_memory(), *start_up()]
+    table = harness.to_markdown(rows)
+    PAGE.write_text(
+        "# What it costs\n\nMeasured by `make bench`: pairs run in turn in one process, medians (and quartiles) "
+        f"of their ratios; memory from fresh processes.\n\n{table}\nMachine: {harness.machine()}.\n",
+        encoding="utf-8",
+    )
+    print(table, f"\nwritten to {PAGE.relative_to(PAGE.parents[1])}", sep="")
+    sys.exit(not all(row.holds for row in rows))
+
+
+def capture_costs():
+    """Capture six kinds of site at every layer, against transformers' eager attention doing nothing else."""
+    ids = subjects.ids()
+    for build in (subjects.gpt2, subjects.llama):
+        hf, other = build(), build()
+        model = hl.load(hf)
+        other.set_attn_implementation("eager")
+        names = [f"blocks.*.{site}" for site in subjects.SITES]
+        yield harness.ratio(
+            f"capture {len(names)} kinds of site, {model.family.title}, {subjects.BATCH} x {subjects.TOKENS} tokens, "
+            f"{sum(p.numel() for p in hf.parameters()) / 1e6:.0f} M parameters",
+            lambda model=model, names=names: list(hl.capture(model, ids, names)),
+            "plain eager forward",
+            lambda other=other: forward(other, ids),
+            bar=1.25,
+        )
+
+
+def idle_costs():
+    """A model that was loaded, captured from and edited, and is now left alone, against one never touched."""
+    ids = subjects.ids()
+    for build in (subjects.gpt2, subjects.llama):
+        hf, other = build(), build()
+        model = hl.load(hf)
+        list(hl.capture(model, ids, ["blocks.*.attn.hook_pattern"]))
+        yield harness.ratio(
+            f"idle {model.family.title}",
+            lambda hf=hf: forward(hf, ids),
+            "the same model never loaded by headlens",
+            lambda other=other: forward(other, ids),
+            bar=1.02,
+            rounds=41,
+        )
+
+
+def forward(hf: torch.nn.Module, ids: torch.Tensor) -> None:
+    with torch.no_grad():
+        hf(ids, use_cache=False)
+
+
+def fold_memory() -> harness.Row:
+    """Fold a reducer over a corpus: what it holds beyond a plain forward, in units of one layer's pattern."""
+    extra = harness.peak_megabytes("fold") - harness.peak_megabytes("plain")
+    layers = extra / memory.PATTERN_MB
+    return harness.Row(
+        f"fold patterns of {memory.CORPUS} x {memory.LENGTH} tokens, 8 layers x 8 heads: peak memory",
+        "plain eager forward",
+        f"{extra:+.1f} MB = {layers:+.2f} layers' patterns of {memory.PATTERN_MB:.0f} MB",
+        "1 layer",
+        layers <= 1,
+    )
+
+
+def start_up():
+    yield harness.command_seconds("import headlens", [sys.executable, "-c", "import headlens"], bar=0.3)
+    command = str(Path(sys.executable).with_name("headlens"))
+    yield harness.command_seconds("headlens --help", [command, "--help"], bar=0.5)
+
+
+if __name__ == "__main__":
+    main()
