@@ -117,6 +117,17 @@ def test_logits_are_bit_equal_to_eager_while_capturing(name):
     assert torch.equal(ours[key], theirs[key])
 
 
+def test_blocks_after_the_last_site_are_not_run():
+    hf = build("llama")
+    model = hl.load(hf)
+    runs: list[int] = []
+    for layer, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, layer=layer: runs.append(layer))
+    hf.lm_head.register_forward_hook(lambda *_: runs.append(99))
+    list(hl.capture(model, ids(5), ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre"]))
+    assert runs == [0, 1]
+
+
 # --- padding and batching ---------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """`hl.capture`: run a model over tokens and hand over what was at some sites, batch by batch.
 
+Blocks after the last one asked for are not run, nor are logits.
+
 Memory: a batch holds what its sites hold. For patterns that is heads x T x T per layer; pass a reducer
 instead, and each layer's pattern is folded while it exists and freed before the next one is made.
 """
@@ -17,7 +19,7 @@ from headlens._errors import DataError, SiteError
 from headlens.data.tokens import Tokens, pack, pad
 from headlens.models import Model
 from headlens.tracing.sites import Site, parse_site
-from headlens.tracing.taps import Tap, tapped
+from headlens.tracing.taps import Tap, run_through, tapped
 
 Reducer = Callable[[Tensor, "Batch"], Any]
 Sites = Sequence[str] | Mapping[str, Reducer | None]
@@ -75,12 +77,13 @@ def capture(
         If there is nothing to read, a sequence is longer than the context, or an id outside the vocabulary.
     """
     wanted = _wanted(model, sites)
+    last = max(site.layer for site in wanted)
     batches = _batches(model, tokens, mask, batch_tokens)
 
     def run() -> Iterator[Batch]:
         for batch in batches:
             with torch.no_grad(), tapped(model, _taps(wanted, batch)):
-                model.forward(batch.ids, batch.mask)
+                run_through(model, last, batch.ids, batch.mask)
             yield batch
             if progress is not None:
                 progress(len(batch.index))

@@ -46,7 +46,8 @@ def tapped(model: Model, taps: Mapping[Site, Tap]) -> Iterator[None]:
     fired: set[Site] = set()
     runs: list[torch.Size] = []
     attention = _attention_taps(model, taps, fired)
-    handles = [model.hf.register_forward_pre_hook(_noting_shape(runs), with_kwargs=True)]
+    entries = {model.hf, model.hf.base_model}  # a language model may or may not call its base model as a module
+    handles = [entry.register_forward_pre_hook(_noting_shape(runs), with_kwargs=True) for entry in entries]
     handles += _block_hooks(model, taps, fired, runs)
     token = _ACTIVE.set(_merged(_ACTIVE.get({}), attention))
     try:
@@ -62,6 +63,25 @@ def tapped(model: Model, taps: Mapping[Site, Tap]) -> Iterator[None]:
         _ACTIVE.reset(token)
         for handle in handles:
             handle.remove()
+
+
+class _Stop(Exception):  # no error: the way out of a forward pass
+    """Raised inside a forward pass when all that was wanted has been seen."""
+
+
+def run_through(model: Model, layer: int, ids: Tensor, mask: Tensor | None) -> None:
+    """Run the model up to and including block `layer`; what comes after is not computed."""
+
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    handle = model.blocks[layer].register_forward_hook(stop)  # after the taps of this block: registered last
+    try:
+        model.forward(ids, mask, logits=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
 
 
 def _attention_taps(model: Model, taps: Mapping[Site, Tap], fired: set[Site]) -> dict[nn.Module, dict[str, list[Tap]]]:

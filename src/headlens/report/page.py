@@ -1,0 +1,187 @@
+"""Assemble one HTML page that needs nothing but itself.
+
+The page holds a style sheet, one script and any number of data blocks. Its Content-Security-Policy
+admits exactly that style and that script, by hash: nothing else runs, and no request can leave the
+page, whatever a token or a model name contains. Data is JSON in blocks that the browser never
+executes, and the views put it into the page as text only.
+
+A view is an ES module of its own under views/, so that other hosts can load the same file. Here
+the modules are inlined, each in a function scope of its own, because importing them would need
+URLs that the policy forbids. To add a view: write views/NAME.js, add NAME to VIEWS, and let
+`payload.traits` return what it reads.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from headlens._errors import ResultError
+from headlens._files import whole_file
+from headlens._result import Result
+from headlens.report.payload import traits
+
+VIEWS = ("head_grid", "attention", "provenance")
+"""Modules under views/, in the order in which they stand on the page."""
+
+_EXPORT = "export default { render };"
+
+
+def write_report(results: Sequence[Result], path: str | Path, *, title: str | None = None) -> Path:
+    """Write one self-contained page that shows `results`, and return its path.
+
+    `results` holds HeadScores and at most one AttentionPatterns per model. The same results give the
+    same bytes. Any existing file is replaced, and only once the page is complete.
+
+    Raises
+    ------
+    ResultError
+        If `results` is empty, holds a type that no view shows, or contradicts itself.
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    page = _page(traits(results), title)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", errors="replace"))  # a title may hold a lone surrogate
+    return path
+
+
+def _page(values: dict[str, Any], title: str | None) -> str:
+    style = _source("style.css")
+    script = _script()
+    title = html.escape(_title(values["heads"]) if title is None else title)
+    blocks = "\n".join(_data_block(name, value) for name, value in values.items())
+    sections = "\n".join(f'<section id="view-{name}"></section>' for name in VIEWS)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{title} · headlens</title>
+<style data-headlens>{style}</style>
+</head>
+<body class="headlens page">
+<header>
+<p class="wordmark"><span class="lens"></span>headlens</p>
+<h1>{title}</h1>
+<p class="summary">{html.escape(_summary(values))}</p>
+<p class="lead">Every square below is one attention head: a row is a layer, a column a head, and the
+stronger the colour, the higher the score. Choose what to look for, then a head to see where it looks.</p>
+<noscript><p class="notice">The figures are drawn with JavaScript, which is switched off in this browser.</p></noscript>
+</header>
+<main>
+{sections}
+</main>
+{blocks}
+<script type="module" data-headlens>{script}</script>
+</body>
+</html>
+"""
+
+
+def _source(name: str) -> str:
+    return (files("headlens.report") / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src '{content_hash(script)}'",
+            f"style-src '{content_hash(style)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            # Refuses innerHTML and its kin where the browser knows it, so a view cannot forget itself.
+            "require-trusted-types-for 'script'",
+        )
+    )
+
+
+def content_hash(source: str) -> str:
+    """The hash by which a policy admits an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
+
+
+def _script() -> str:
+    views = ",\n".join(f'"{name}": {scoped(f"views/{name}.js", _source(f"views/{name}.js"))}' for name in VIEWS)
+    return f"const views = {{\n{views}\n}};\n{_source('host.js')}"
+
+
+def scoped(name: str, source: str) -> str:
+    """An ES module as an expression that evaluates to its default export.
+
+    Raises
+    ------
+    ValueError
+        If the module does not end with the line `export default { render };`, imports or exports
+        anything else, or would end the script element that it is put into.
+    """
+    body = source.rstrip()
+    if not body.endswith(f"\n{_EXPORT}"):
+        raise ValueError(f"{name} must end with the line: {_EXPORT}")
+    body = body.removesuffix(_EXPORT)
+    if any(line.startswith(("import ", "export ")) for line in body.splitlines()):
+        raise ValueError(f"{name} must stand alone: no import, and no export but the last line.")
+    if "</script" in body.lower() or "<!--" in body:
+        raise ValueError(f"{name} must not contain </script or <!--: they end or change the script element.")
+    return f"(() => {{\n{body}return {{ render }};\n}})()"
+
+
+def _data_block(name: str, value: Any) -> str:
+    return f'<script type="application/json" data-headlens id="data-{name}">{embedded_json(name, value)}</script>'
+
+
+def embedded_json(name: str, value: Any) -> str:
+    """JSON in ASCII without any character that HTML reads: inert wherever it stands in a page.
+
+    ASCII also covers U+2028, U+2029 and lone surrogates, which could not be written as UTF-8.
+
+    Raises
+    ------
+    ResultError
+        If the value holds something that JSON has no word for.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"The {name} of these results cannot be written as JSON ({error}).") from error
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _title(heads: list[dict[str, Any]]) -> str:
+    names = [h["model"] for h in heads]
+    if len(names) > 3:
+        return f"Attention heads of {len(names)} models"
+    return "Attention heads of " + ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
+
+
+def _summary(values: dict[str, Any]) -> str:
+    n = [n for n in values["scores"]["n"] if n is not None]
+    texts = sum(len(p["texts"]) for p in values["patterns"] if p)
+    parts = [
+        _count(len(values["heads"]), "model"),
+        _count(sum(h["layers"] * h["heads"] for h in values["heads"]), "head"),
+        _count(len(values["kinds"]), "kind"),
+    ]
+    if n:
+        parts.append(f"{_range(n)} sequences per score")
+    if texts:
+        parts.append(_count(texts, "example text"))
+    return " · ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,213 @@
+"""Turn results into what the views read: named JSON values, the patterns compressed inside them.
+
+    heads            [{model, layers, heads}]                  one entry per model, under a short name
+    kinds            [{kind, name, meaning}]                   name and meaning may be null
+    scores           {model, kind: indices; layer, head; score, low, high, null, n}, as columns
+    patterns         per model of `heads`: null, or {texts: [[token, ...], ...]}
+    packed_M_T       [layer][head] -> base64 of zlib of the causal half, for model M and text T
+    provenance       [{results: [name, ...], provenance: {...}}]
+
+Each pattern is packed alone: a page opens without inflating any of them, and inflates the one that is
+looked at. Numbers that are not finite become null, which JSON has a word for.
+"""
+
+import base64
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8
+
+from headlens._errors import ResultError
+from headlens._result import Result
+from headlens.heads.patterns import AttentionPatterns
+from headlens.heads.scores import SCHEMA, HeadScores
+
+# In the order in which the page offers them; a kind that is not listed comes last, under its raw name.
+KINDS = {
+    "previous_token": ("Previous token", "Attention to the token directly before."),
+    "induction": ("Induction", "Attention to what followed earlier copies of the current token."),
+    "duplicate_token": ("Duplicate token", "Attention to earlier copies of the current token."),
+    "self": ("Self", "Attention to the current token itself."),
+    "sink": ("Sink", "Attention to the first position, where heads rest that have nothing to find."),
+}
+
+
+def traits(results: Sequence[Result]) -> dict[str, Any]:
+    """Return every named value that the views read, ready for JSON.
+
+    Raises
+    ------
+    ResultError
+        If there is nothing to show, a result is of a type that no view shows, two results answer
+        the same question for the same head, or a result contradicts itself.
+    """
+    scores, patterns = _sorted_by_type(results)
+    table = _score_columns(scores)
+    heads = _heads(table, patterns)
+    if not heads:
+        raise ResultError("These results hold no head: pass HeadScores with at least one row.")
+    models = [h["model"] for h in heads]
+    kinds = _kinds(table)
+    return {
+        "heads": [{**h, "model": name} for h, name in zip(heads, _short_names(models), strict=True)],
+        "kinds": [dict(zip(("kind", "name", "meaning"), (k, *KINDS.get(k, (None, None))), strict=True)) for k in kinds],
+        "scores": _indexed(table, models, kinds),
+        "patterns": _texts(patterns, models),
+        **_packed(patterns, models),
+        "provenance": _provenance(results),
+    }
+
+
+def pack(entries: UInt8[np.ndarray, " entry"]) -> str:
+    """One pattern as text: base64 of its zlib-compressed bytes."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(entries).tobytes())).decode("ascii")
+
+
+def _sorted_by_type(results: Sequence[Result]) -> tuple[list[HeadScores], list[AttentionPatterns]]:
+    if len(results) == 0:
+        raise ResultError(
+            "A report needs at least one result: pass HeadScores, and AttentionPatterns if you have them."
+        )
+    for result in results:
+        if not isinstance(result, HeadScores | AttentionPatterns):
+            raise ResultError(
+                f"A report shows HeadScores and AttentionPatterns, not {type(result).__name__}: leave it out."
+            )
+    scores = [r for r in results if isinstance(r, HeadScores)]
+    patterns = [r for r in results if isinstance(r, AttentionPatterns)]
+    _check_patterns(patterns)
+    return scores, patterns
+
+
+def _texts_of(result: AttentionPatterns) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    """Tokens and weights of each text that has something to look at."""
+    return [(tokens, weights) for tokens, weights in zip(result.tokens, result.weights, strict=True) if tokens]
+
+
+def _check_patterns(patterns: list[AttentionPatterns]) -> None:
+    names = [p.model for p in patterns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ResultError(f"Two AttentionPatterns are of {twice}: pass one that holds all its texts.")
+    for result in patterns:
+        if len(result.tokens) != len(result.weights):
+            raise ResultError(f"The AttentionPatterns of {result.model} miss a text or its weights: make them again.")
+        sizes = [(len(t) * (len(t) + 1) // 2, w.shape[-1]) for t, w in zip(result.tokens, result.weights, strict=True)]
+        if any(expected != got for expected, got in sizes):
+            raise ResultError(
+                f"The AttentionPatterns of {result.model} do not fit their tokens: T tokens need T (T + 1) / 2 "
+                "entries per head. Make them again."
+            )
+        if len({w.shape[:2] for w in result.weights}) > 1:
+            raise ResultError(
+                f"The AttentionPatterns of {result.model} differ in heads between texts: make them again."
+            )
+
+
+def _score_columns(scores: list[HeadScores]) -> dict[str, list]:
+    for result in scores:
+        if result.table.column_names != SCHEMA.names:
+            raise ResultError(
+                f"HeadScores must have the columns {', '.join(SCHEMA.names)}; "
+                f"these have {', '.join(result.table.column_names)}."
+            )
+    table = pa.concat_tables([SCHEMA.empty_table(), *(s.table.cast(SCHEMA) for s in scores)]).to_pydict()
+    keys = Counter(zip(*(table[name] for name in ("model", "kind", "layer", "head")), strict=True))
+    (model, kind, layer, head), times = next(iter(keys.most_common(1)), ((None,) * 4, 0))
+    if times > 1:
+        raise ResultError(f"{kind} of {model}:L{layer}H{head} is given twice: pass HeadScores that do not overlap.")
+    return table
+
+
+def _heads(table: dict[str, list], patterns: list[AttentionPatterns]) -> list[dict[str, Any]]:
+    """The shape of each model, in order of appearance, as far as scores and patterns show it."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, layer, head in zip(table["model"], table["layer"], table["head"], strict=True):
+        layers, heads = shapes.get(name, (0, 0))
+        shapes[name] = (max(layers, layer + 1), max(heads, head + 1))
+    for result in patterns:
+        layers, heads = shapes.get(result.model, (0, 0))
+        for _, weights in _texts_of(result)[:1]:
+            layers, heads = max(layers, weights.shape[0]), max(heads, weights.shape[1])
+            shapes[result.model] = (layers, heads)
+    return [{"model": name, "layers": layers, "heads": heads} for name, (layers, heads) in shapes.items()]
+
+
+def _short_names(models: list[str]) -> list[str]:
+    """Names for the page: of a path only its last part, because a page travels and a path does not.
+
+    Provenance keeps the whole path. Two paths that end alike are told apart by a number.
+    """
+    shown: list[str] = []
+    for name in models:
+        short = PureWindowsPath(name).name if _is_path(name) else name
+        number = sum(other == short or other.startswith(f"{short} (") for other in shown)
+        shown.append(f"{short} ({number + 1})" if number else short)
+    return shown
+
+
+def _is_path(name: str) -> bool:
+    return PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or name.startswith((".", "~"))
+
+
+def _kinds(table: dict[str, list]) -> list[str]:
+    found = dict.fromkeys(table["kind"])
+    return [k for k in KINDS if k in found] + [k for k in found if k not in KINDS]
+
+
+def _indexed(table: dict[str, list], models: list[str], kinds: list[str]) -> dict[str, list]:
+    """The columns with names as indices, which keeps large tables small."""
+    model_index = {name: i for i, name in enumerate(models)}
+    kind_index = {name: i for i, name in enumerate(kinds)}
+    return {
+        "model": [model_index[name] for name in table["model"]],
+        "kind": [kind_index[name] for name in table["kind"]],
+        "layer": table["layer"],
+        "head": table["head"],
+        **{name: [_shown(x) for x in table[name]] for name in ("score", "low", "high", "null")},
+        "n": table["n"],
+    }
+
+
+def _shown(number: float | None) -> float | None:
+    """Six digits are more than the page shows; a missing or infinite score is null."""
+    if number is None or not math.isfinite(number):
+        return None
+    return float(f"{number:.6g}")
+
+
+def _texts(patterns: list[AttentionPatterns], models: list[str]) -> list[dict[str, Any] | None]:
+    by_model = {p.model: {"texts": [list(tokens) for tokens, _ in _texts_of(p)]} for p in patterns if _texts_of(p)}
+    return [by_model.get(name) for name in models]
+
+
+def _packed(patterns: list[AttentionPatterns], models: list[str]) -> dict[str, list[list[str]]]:
+    return {
+        f"packed_{models.index(result.model)}_{text}": [[pack(head) for head in layer] for layer in weights]
+        for result in patterns
+        for text, (_, weights) in enumerate(_texts_of(result))
+    }
+
+
+def _provenance(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Where the results came from; results of one run share one entry."""
+    entries: list[dict[str, Any]] = []
+    for result in results:
+        came_from = asdict(result.provenance)
+        entry = next((e for e in entries if e["provenance"] == came_from), None)
+        if entry is None:
+            entry = {"results": [], "provenance": came_from}
+            entries.append(entry)
+        entry["results"].append(_name(result))
+    return entries
+
+
+def _name(result: Result) -> str:
+    return f"Attention patterns of {result.model}" if isinstance(result, AttentionPatterns) else "Head scores"

@@ -1,0 +1,160 @@
+import base64
+import json
+import zlib
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from headlens._errors import ResultError
+from headlens._result import Provenance, Result
+from headlens.heads.patterns import AttentionPatterns
+from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.report.page import embedded_json
+from headlens.report.payload import pack, traits
+from tests.report.shown_results import FIRST, KINDS, MISSING, SECOND, SHAPES, make_scores, patterns_of
+
+any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates too: tokens may hold anything
+
+
+@given(arrays(np.uint8, st.integers(0, 200)))
+def test_packed_bytes_are_the_bytes(entries):
+    assert zlib.decompress(base64.b64decode(pack(entries))) == entries.tobytes()
+
+
+@given(st.lists(any_text))
+def test_embedded_json_reads_back_and_holds_nothing_that_html_reads(tokens):
+    text = embedded_json("tokens", tokens)
+    assert json.loads(text) == tokens
+    assert text.isascii()
+    assert not set("<>&") & set(text)
+
+
+@given(any_text)
+def test_an_html_parser_finds_one_block_with_the_very_json(token):
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append(tag)
+
+        def handle_data(self, data):
+            found.append(data)
+
+    text = embedded_json("token", token)
+    Reader().feed(f'<script type="application/json">{text}</script>')
+    assert found == ["script", text]
+
+
+def test_json_has_no_word_for_nan():
+    with pytest.raises(ResultError, match="provenance"):
+        embedded_json("provenance", {"loss": float("nan")})
+
+
+def test_every_score_is_found_again(example):
+    values = traits(example.results)
+    columns = values["scores"]
+    names = [h["model"] for h in values["heads"]]
+    kinds = [k["kind"] for k in values["kinds"]]
+    for i in range(len(columns["score"])):
+        at = names[columns["model"][i]], columns["layer"][i], columns["head"][i], kinds[columns["kind"][i]]
+        row = example.row(*at)
+        if at[:3] == MISSING and at[3] == "previous_token":
+            assert columns["score"][i] is None
+        else:
+            assert columns["score"][i] == pytest.approx(row["score"], rel=1e-5)
+        assert [columns[c][i] for c in ("null", "n")] == [row["null"], row["n"]]
+    assert len(columns["score"]) == example.scores.table.num_rows
+
+
+def test_every_pattern_is_found_again(example):
+    values = traits(example.results)
+    names = [h["model"] for h in values["heads"]]
+    for (model, text), attention in example.attention.items():
+        packed = values[f"packed_{names.index(model)}_{text}"]
+        rows, columns = np.tril_indices(attention.shape[-1])
+        for layer, head in np.ndindex(attention.shape[:2]):
+            entries = np.frombuffer(zlib.decompress(base64.b64decode(packed[layer][head])), np.uint8)
+            assert np.abs(entries / 255 - attention[layer, head, rows, columns]).max() <= 1 / 510 + 1e-12
+
+
+def test_shapes_names_and_order(example):
+    values = traits(example.results)
+    assert [(h["model"], h["layers"], h["heads"]) for h in values["heads"]] == [(m, *s) for m, s in SHAPES.items()]
+    kinds = {k["kind"]: k for k in values["kinds"]}
+    assert set(kinds) == set(KINDS)
+    assert list(kinds)[-1] == "my_kind", "an unknown kind comes last"
+    assert kinds["my_kind"]["name"] is None
+    assert kinds["induction"]["name"] == "Induction"
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["/home/me/models/gpt2", "gpt2-xl"], ["gpt2", "gpt2-xl"]),
+        (["C:\\models\\gpt2", "./runs/mine/", "~/m"], ["gpt2", "mine", "m"]),
+        (["Qwen/Qwen3-4B", "zoo:llama-small"], ["Qwen/Qwen3-4B", "zoo:llama-small"]),
+        (["/a/gpt2", "/b/gpt2", "/c/gpt2"], ["gpt2", "gpt2 (2)", "gpt2 (3)"]),
+    ],
+)
+def test_a_path_is_shown_by_its_last_part_and_names_stay_distinct(names, shown):
+    scores = make_scores(dict.fromkeys(names, (1, 1)), np.random.default_rng(0))
+    assert [h["model"] for h in traits([scores])["heads"]] == shown
+
+
+def test_patterns_alone_and_scores_alone_can_be_shown(example):
+    only_patterns = traits([example.patterns[SECOND]])
+    assert only_patterns["heads"] == [{"model": SECOND, "layers": 2, "heads": 6}]
+    assert only_patterns["kinds"] == []
+    only_scores = traits([example.scores])
+    assert only_scores["patterns"] == [None, None]
+
+
+def test_a_text_without_tokens_is_left_out(example):
+    patterns = example.patterns[SECOND]
+    empty = np.zeros((2, 6, 0), np.uint8)
+    values = traits([replace(patterns, tokens=((), *patterns.tokens), weights=(empty, *patterns.weights))])
+    assert values["patterns"] == [{"texts": [list(patterns.tokens[0])]}]
+    assert values["packed_0_0"] == traits([patterns])["packed_0_0"]
+
+
+def test_results_of_one_run_share_their_provenance(example):
+    same = replace(example.scores, provenance=example.patterns[FIRST].provenance)
+    entries = traits([same, example.patterns[FIRST], example.patterns[SECOND]])["provenance"]
+    assert [e["results"] for e in entries] == [
+        ["Head scores", f"Attention patterns of {FIRST}"],
+        [f"Attention patterns of {SECOND}"],
+    ]
+    assert entries[0]["provenance"]["seed"] == 7
+
+
+class Other(Result):
+    pass
+
+
+def _misfits(example):
+    patterns = example.patterns[SECOND]
+    short = patterns_of(SECOND, patterns.tokens, [w[..., :-1] for w in patterns.weights])
+    uneven = patterns_of(SECOND, patterns.tokens * 2, [patterns.weights[0], patterns.weights[0][:, :2]])
+    return {
+        "at least one result": [],
+        "not Other": [Other(Provenance())],
+        "Two AttentionPatterns are of org": [patterns, patterns],
+        "do not fit their tokens": [short],
+        "differ in heads between texts": [uneven],
+        "miss a text or its weights": [patterns_of(SECOND, [], patterns.weights)],
+        "previous_token of zoo:llama-small:L0H0 is given twice": [example.scores, example.scores],
+        "must have the columns model, layer": [HeadScores(Provenance(), example.scores.table.drop_columns(["n"]))],
+        "hold no head": [HeadScores(Provenance(), SCHEMA.empty_table())],
+        "at least one row": [AttentionPatterns(Provenance(), "m", (), ())],
+    }
+
+
+def test_what_cannot_be_shown_is_refused_with_a_reason(example):
+    for reason, results in _misfits(example).items():
+        with pytest.raises(ResultError, match=reason):
+            traits(results)
