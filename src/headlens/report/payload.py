@@ -26,18 +26,9 @@ from jaxtyping import UInt8
 
 from headlens._errors import ResultError
 from headlens._result import Result
+from headlens.heads.kinds import KINDS
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
-
-# In the order in which the page offers them; a kind that is not listed comes last, under its raw name.
-KINDS = {
-    "previous_token": ("Previous token", "Attention to the token directly before."),
-    "induction": ("Induction", "Attention to what followed earlier copies of the current token."),
-    "duplicate_token": ("Duplicate token", "Attention to earlier copies of the current token."),
-    "self": ("Self", "Attention to the current token itself."),
-    "sink": ("Sink", "Attention to the first position, where heads rest that have nothing to find."),
-}
-
 
 def traits(results: Sequence[Result]) -> dict[str, Any]:
     """Return every named value that the views read, ready for JSON.
@@ -57,12 +48,19 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
     kinds = _kinds(table)
     return {
         "heads": [{**h, "model": name} for h, name in zip(heads, _short_names(models), strict=True)],
-        "kinds": [dict(zip(("kind", "name", "meaning"), (k, *KINDS.get(k, (None, None))), strict=True)) for k in kinds],
+        "kinds": [_described(kind) for kind in kinds],
         "scores": _indexed(table, models, kinds),
         "patterns": _texts(patterns, models),
         **_packed(patterns, models),
         "provenance": _provenance(results),
     }
+
+
+def _described(kind: str) -> dict[str, str | None]:
+    if kind not in KINDS:  # measured by someone else: it goes by its raw name
+        return {"kind": kind, "name": None, "meaning": None}
+    meaning = f"{KINDS[kind].definition.capitalize()}."
+    return {"kind": kind, "name": kind.replace("_", " ").capitalize(), "meaning": meaning}
 
 
 def pack(entries: UInt8[np.ndarray, " entry"]) -> str:
