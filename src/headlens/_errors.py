@@ -45,5 +45,9 @@ class OutputError(HeadlensError):
     """A file could not be written; nothing half-written was left behind."""
 
 
+class ConfigError(HeadlensError):
+    """The file with options cannot be read, or holds options of no command."""
+
+
 class MissingExtra(HeadlensError):
     """A feature needs an optional dependency that is not installed."""

@@ -11,14 +11,15 @@ from headlens._errors import OutputError
 
 
 @contextlib.contextmanager
-def _staged(target: Path, make: Callable[[], Path]) -> Iterator[Path]:
+def _staged(target: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
     """Yield a fresh path beside `target`; on success rename it over, on failure remove it."""
     made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made.append(make())
+        place = target.resolve()  # what a link points to is replaced, not the link
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made.append(make(place))
         yield made[0]
-        _replace(made[0], target)
+        _replace(made[0], place)
         made.clear()
     except OSError as error:
         reason = error.strerror or str(error)
@@ -40,9 +41,10 @@ def whole_file(target: str | Path) -> Iterator[Path]:
         If the file cannot be written (a full disk, a missing right); the old file, if any, stays.
     """
     target = Path(target)
+    check_file_target(target)
 
-    def make() -> Path:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    def make(place: Path) -> Path:
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
         os.close(handle)
         Path(name).chmod(0o666 & ~_umask())
         return Path(name)
@@ -55,9 +57,24 @@ def whole_file(target: str | Path) -> Iterator[Path]:
 def whole_folder(target: str | Path) -> Iterator[Path]:
     """Like `whole_file`, for a folder: `target` is replaced in one step when the block ends well."""
     target = Path(target)
-    with _staged(target, lambda: Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))) as path:
+    with _staged(target, lambda place: Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))) as path:
         path.chmod(0o777 & ~_umask())
         yield path
+
+
+def check_file_target(target: str | Path) -> None:
+    """Raise if no file can ever be put at `target`, so that long work need not end in finding out.
+
+    Raises
+    ------
+    OutputError
+        If `target` is a folder, or a device, pipe or socket (a rename would put an ordinary file in its place).
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder and a file is wanted: name a file in it.")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is a device, pipe or socket: name an ordinary file.")
 
 
 def _umask() -> int:
@@ -73,7 +90,7 @@ def _replace(temporary: Path, target: Path) -> None:
         target.rename(aside / target.name)
         try:
             temporary.rename(target)
-        except OSError:
+        except BaseException:  # an interruption too: the old folder must not go with `aside`
             (aside / target.name).rename(target)
             raise
         finally:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from headlens._errors import ResultError
 from headlens._files import whole_folder
 
-MANIFEST = "manifest.json"
+MANIFEST, TABLE, ARRAYS = "manifest.json", "table.parquet", "arrays.safetensors"
 _VERSIONED = ("headlens", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -85,16 +85,16 @@ class Result:
             If `path` holds something other than a saved result; it is not overwritten.
         """
         path = Path(path)
-        if path.exists() and not (path / MANIFEST).is_file() and (path.is_file() or any(path.iterdir())):
-            raise ResultError(f"{path} exists and is not a saved headlens result: name another folder.")
+        check_result_target(path)
         manifest = {"type": type(self).__name__, "format": self.format, "provenance": asdict(self.provenance)}
         with whole_folder(path) as folder:
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            pq.write_table(self.to_table(), folder / "table.parquet", compression="zstd")
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
+            pq.write_table(self.to_table(), folder / TABLE, compression="zstd")
             if arrays := self._arrays():
-                from safetensors.numpy import save_file
+                from safetensors.numpy import save
 
-                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "arrays.safetensors")
+                # As bytes: on a full disk `save_file` raises an error of its own instead of OSError.
+                (folder / ARRAYS).write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
         return path
 
     @classmethod
@@ -116,13 +116,33 @@ class Result:
                 f"{path} has format {manifest['format']} and this version reads {cls.format}: make it again."
             )
         try:
-            table = pq.read_table(path / "table.parquet")
-            arrays = _read_arrays(path / "arrays.safetensors")
+            table = pq.read_table(path / TABLE)
+            arrays = _read_arrays(path / ARRAYS)
             saved = manifest["provenance"]
             provenance = Provenance(**{**saved, "models": tuple(saved["models"])})
-        except Exception as error:
-            raise ResultError(f"{path} is damaged ({error}): make it again.") from error
-        return cls._restore(provenance, table, arrays)
+            return cls._restore(provenance, table, arrays)
+        except Exception as error:  # whatever a reader of damaged bytes can raise
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ResultError(f"{path} is damaged ({reason}): make it again.") from error
+
+
+def check_result_target(path: str | Path) -> None:
+    """Raise if saving a result at `path` would destroy something that `Result.save` did not write.
+
+    Raises
+    ------
+    ResultError
+        If `path` is a file, or a folder that holds anything but a saved result.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        _read_manifest(path)  # its content, since other programs write a manifest.json too
+    except ResultError:
+        raise ResultError(f"{path} exists and is not a saved headlens result: name another folder.") from None
+    if others := sorted({entry.name for entry in path.iterdir()} - {MANIFEST, TABLE, ARRAYS}):
+        raise ResultError(f"{path} holds other files beside a result ({', '.join(others[:3])}): name another folder.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

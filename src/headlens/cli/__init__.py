@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,8 @@ app = App(
     help=HELP,
     help_format="markdown",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # `run` has something to say
+    console=_console.out,
     config=Toml(CONFIG, must_exist=False),
 )
 for command in (demo, verify, heads, zoo):
@@ -57,22 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status; errors meant for people become one sentence."""
-    debug = "--debug" in arguments
+    """Run one command and return its exit status; whatever goes wrong becomes one sentence."""
     ARGUMENTS.set(tuple(arguments))
     try:
         _check_config()
         status = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value") or 0
         sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
         return status
-    except CycloptsError as error:
-        _console.fail(str(error).strip() or type(error).__name__)
-        return 2
-    except HeadlensError as error:
-        if debug:
-            raise
-        _console.fail(str(error))
-        return 2
     except KeyboardInterrupt:
         _console.fail("Interrupted; nothing half-written was left behind.")
         return 130
@@ -82,18 +76,21 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
             _drop_output()
-        if debug:
-            raise
-        if isinstance(error, OSError):
-            _console.fail(f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}.")
-            return 2
-        if (
-            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        ):  # torch's own is no MemoryError
-            _console.fail("There is not enough memory: use a smaller model or --dtype, or a lower --num-samples.")
-            return 2
-        _console.fail(f"{type(error).__name__}: {error} This is a fault of headlens: --debug shows where.")
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _console.fail(_sentence(error))
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    """Return what to tell a person about `error`."""
+    if isinstance(error, (HeadlensError, CycloptsError)):
+        return str(error).strip() or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own is no MemoryError
+        return "There is not enough memory: use a smaller model or --dtype, or a lower --num-samples."
+    return f"{type(error).__name__}: {error} This is a fault of headlens: --debug shows where."
 
 
 def _drop_output() -> None:

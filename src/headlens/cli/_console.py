@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out = Console(highlight=False)
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1, which here means that a check did not pass
+
+
+out = _Output(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
@@ -38,7 +45,7 @@ def one_line(message: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` to stdout as JSON that a machine can read (NaN becomes null)."""
+    """Print `value` to stdout as JSON that a machine can read (NaN and infinity become null)."""
     print(json.dumps(_finite(value), ensure_ascii=True, indent=2))  # ASCII can be written whatever the encoding
 
 
@@ -47,7 +54,7 @@ def _finite(value: Any) -> Any:
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -62,9 +62,12 @@ def heads(
     quieten_transformers()
     from headlens.data import read_texts
     from headlens.heads import attention_patterns, score
+    from headlens.heads.measure import Protocol, known_kinds
     from headlens.models import load
 
-    # Read before any model is loaded: a mistyped corpus should not cost minutes.
+    # Before any model is loaded: a mistyped option or corpus should not cost minutes.
+    chosen = known_kinds(_console.split(kinds))
+    Protocol(num_samples, seq_len, max_gap, max_tokens, seed)
     examples = EXAMPLES if corpus is None else read_texts(corpus, field=field, limit=max(texts, 1))
     where = pick_device(device)
     loaded = [load(name, device=where, dtype=dtype, revision=revision) for name in models]
@@ -72,7 +75,7 @@ def heads(
         scores = with_command(
             score(
                 loaded,
-                _console.split(kinds),
+                chosen,
                 corpus=corpus,
                 field=field,
                 n=num_samples,

@@ -128,7 +128,7 @@ def _csv(path: Path, field: str) -> Iterator[str]:
         for row in rows:
             yield row[field] or ""
     except csv.Error as error:  # a quote that is never closed; a field beyond the csv module's limit
-        raise DataError(f"{path} line {rows.line_num} is not CSV: {error}. Repair it, or write .jsonl.") from error
+        raise DataError(f"{path} line {rows.line_num + 1} is not CSV: {error}. Repair it, or write .jsonl.") from error
 
 
 def _text(value: Any, field: str, where: str) -> str:

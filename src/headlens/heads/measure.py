@@ -105,7 +105,7 @@ def score(
     ModelError
         If a model's attention is NaN.
     """
-    names = _known(kinds)
+    names = known_kinds(kinds)
     protocol = Protocol(n, length, max_gap, max_tokens, seed, batch_tokens)
     texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, n)
     tables, described, data = [], [], {}
@@ -127,7 +127,14 @@ def score(
     return HeadScores(Provenance(tuple(described), data, seed, "", versions()), table)
 
 
-def _known(kinds: Sequence[str] | None) -> list[str]:
+def known_kinds(kinds: Sequence[str] | None) -> list[str]:
+    """Return the kinds asked for, each once; None asks for all.
+
+    Raises
+    ------
+    DataError
+        If one is unknown, or none is asked for.
+    """
     names = list(KINDS) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:

@@ -33,8 +33,8 @@ class AttentionPatterns(Result):
     model: str
     tokens: tuple[tuple[str, ...], ...]
     """Per text, one display string per token (as decoded: may hold any character)."""
-    weights: tuple[UInt8[np.ndarray, "layer head entry"], ...]
-    """Per text, the causal half of each pattern, row by row; entry = T (T + 1) / 2."""
+    weights: tuple[UInt8[np.ndarray, "layer head _"], ...]
+    """Per text, the causal half of each pattern, row by row; the last axis is T (T + 1) / 2 long."""
 
     def to_table(self) -> pa.Table:
         """One row per token: model, text, position, token."""
