@@ -16,10 +16,13 @@ def bootstrap_mean(
 ) -> tuple[Float[np.ndarray, "*any"], Float[np.ndarray, "*any"], Float[np.ndarray, "*any"]]:
     """Return mean, low and high of the mean over sequences, by resampling whole sequences.
 
-    A draw is a multinomial count of how often each sequence is taken, so that all draws of all columns
-    are one matrix product.
+    One sequence says nothing about others: low and high are then NaN. A draw is a multinomial count of how
+    often each sequence is taken, so that all draws of all columns are one matrix product.
     """
     n = len(values)
+    if n < 2:
+        unknown = np.full(values.shape[1:], np.nan)
+        return values.mean(0), unknown, unknown
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n
     means = np.tensordot(weights, values, axes=1)

@@ -262,3 +262,13 @@ def test_unknown_kind():
 def test_no_targets_is_an_error_not_nan(known):
     with pytest.raises(DataError, match="no row|has a target"):
         hl.heads.score(known, ["induction"], stimulus=plain(range(1, V), n=3, length=10, bos=0, seed=0))
+
+
+def test_encoders_are_refused():
+    """Their queries see both sides, and the targets and nulls here are those of causal models."""
+    from headlens._errors import UnsupportedArchitecture
+
+    with pytest.raises(UnsupportedArchitecture, match="causal"):
+        hl.heads.score(hl.load(build("bert")), ["self"], n=4)
+    with pytest.raises(UnsupportedArchitecture, match="causal half"):
+        hl.heads.attention_patterns(hl.load(build("bert")), ["text"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import headlens as hl
-from headlens._errors import UnsupportedArchitecture
+from headlens._errors import DataError, UnsupportedArchitecture
 from headlens.models.head import HeadCount
 from headlens.models.model import Model
 from headlens.tracing.verify import QUANTITIES
@@ -199,7 +199,7 @@ def test_length_dependent_rotary_is_refused_beyond_its_length():
     model = hl.load(tf.LlamaForCausalLM(config))
     x = torch.zeros(1, 48)
     assert model.head(0, 0).query(x, 127).isfinite().all()
-    with pytest.raises(UnsupportedArchitecture, match="dynamic"):
+    with pytest.raises(UnsupportedArchitecture, match="beyond 128 tokens"):
         model.head(0, 0).query(x, 128)
 
 
@@ -220,3 +220,40 @@ def test_head_index_is_checked():
         model.head(3, 0)
     with pytest.raises(IndexError, match="no head -1"):
         model.head(0, -1)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_ten_percent_does_not_pass_in_half_precision(monkeypatch):
+    true_head = Model.head
+    monkeypatch.setattr(Model, "head", lambda self, *at: replace(h := true_head(self, *at), scale=h.scale * 1.1))
+    assert not hl.verify(build("llama", dtype=torch.bfloat16), n_tokens=N_TOKENS).passed
+
+
+def test_large_scores_are_no_fault():
+    """A softmax turns the rounding of large scores into relative error; that is no difference of maps."""
+    hf = build("qwen2")
+    with torch.no_grad():
+        for layer in hf.model.layers:
+            layer.self_attn.q_proj.bias.mul_(100)
+            layer.self_attn.k_proj.bias.mul_(100)
+    report = hl.verify(hf, n_tokens=N_TOKENS)
+    assert report.passed, report.worst()
+    assert max(report.table["bound"].to_pylist()) < 1e-2
+
+
+def test_too_few_tokens_prove_nothing():
+    with pytest.raises(DataError, match="4 or more"):
+        hl.verify(build("gpt2"), n_tokens=1)
+
+
+def test_norms_without_gain_freeze():
+    import transformers as tf
+
+    config = CONFIGS["opt"]()
+    config.layer_norm_elementwise_affine = False
+    model = hl.load(tf.OPTForCausalLM(config))
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
+    head = model.head(0, 0)
+    torch.testing.assert_close(head.freeze_norms(x, x).query(x, 0), head.query(x, 0), rtol=1e-5, atol=1e-5)

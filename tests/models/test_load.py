@@ -188,6 +188,46 @@ def test_provenance_tells_models_apart():
     assert hl.load(build("gpt2")).provenance()["weights"] == same != other
 
 
+def test_provenance_tells_an_edited_weight_and_another_config():
+    hf = build("llama")
+    before = hl.load(hf).provenance()
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[57, 3] += 1e-6
+    assert hl.load(hf).provenance()["weights"] != before["weights"]
+    hf.config.rms_norm_eps = 0.1
+    after = hl.load(hf).provenance()
+    assert after["config"] != before["config"]
+
+
+def test_tokenizer_hash_does_not_depend_on_use(stories):
+    model = hl.load(stories)
+    before = model.provenance()["tokenizer"]
+    model.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert model.provenance()["tokenizer"] == before
+
+
+def test_options_that_would_not_apply_are_refused(folder):
+    with pytest.raises(ModelError, match="no revision 'main'"):
+        hl.load(folder, revision="main")
+    with pytest.raises(ModelError, match="leave them out"):
+        hl.load(build("gpt2"), dtype="float64")
+    with pytest.raises(ModelError, match="leave them out"):
+        hl.verify(hl.load(folder), dtype="float64")
+
+
+def test_adapters_are_refused():
+    """A subclass of Linear may add to its output what its weight does not hold."""
+
+    class Linear(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    hf = build("llama")
+    hf.model.layers[0].self_attn.q_proj = Linear(48, 48)
+    with pytest.raises(UnsupportedArchitecture, match="adapter"):
+        hl.load(hf)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "gpt_neox"])
 def test_no_tokenizer_is_none_not_one_made_up(name, tmp_path):
     """transformers conjures an empty tokenizer for some families; its ids would be wrong."""

@@ -171,6 +171,42 @@ def test_ragged_batches_equal_single_sequences():
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_padding_in_float16_gives_no_nan():
+    """The least number of float16 plus a score overflows; a padding query's row must not become NaN."""
+    hf = build("gpt2", dtype=torch.float16)
+    with torch.no_grad():
+        for block in hf.transformer.h:
+            block.attn.c_attn.bias[:48] = 4
+            block.attn.c_attn.bias[48:96] = -4
+    model, row = hl.load(hf), ids(10)
+    padded = torch.cat((torch.zeros(8, dtype=torch.long), row))[None]
+    (batch,) = hl.capture(model, padded, ["blocks.2.hook_resid_post"], mask=torch.arange(18)[None] >= 8)
+    assert batch["blocks.2.hook_resid_post"].isfinite().all()
+
+
+def test_length_dependent_rotary_does_not_depend_on_the_batch():
+    import transformers as tf
+
+    config = CONFIGS["phi3"]()
+    factors = [1.0 + i for i in range(3)]
+    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                              "short_factor": factors, "long_factor": [9 * f for f in factors],
+                              "original_max_position_embeddings": 16}  # fmt: skip
+    config.original_max_position_embeddings = 16
+    torch.manual_seed(0)
+    model = hl.load(tf.Phi3ForCausalLM(config).eval())
+    assert model.rotary_limit == 16
+    rows, site = [ids(40), ids(10, 1), ids(12, 2)], "blocks.0.attn.hook_pattern"
+    batches = list(hl.capture(model, rows, [site]))
+    assert [batch.index.tolist() for batch in batches] == [[0], [1, 2]]
+    (alone,) = hl.capture(model, rows[1], [site])
+    torch.testing.assert_close(batches[1][site][0, :, :10, :10], alone[site][0], rtol=1e-4, atol=1e-5)
+    padded = torch.zeros(2, 40, dtype=torch.long)
+    mask = torch.arange(40) < torch.tensor([[40], [10]])
+    with pytest.raises(DataError, match="ragged"):
+        hl.capture(model, padded, [site], mask=mask)
+
+
 def test_groups_cover_everything_once_and_in_order():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -179,6 +215,9 @@ def test_groups_cover_everything_once_and_in_order():
         found = list(groups(lengths, limit))
         assert np.concatenate(found).tolist() == list(range(len(lengths)))
         assert all(len(g) == 1 or len(g) * lengths[g].max() <= limit for g in found)
+        apart = list(groups(lengths, limit, alone_beyond=20))
+        assert np.concatenate(apart).tolist() == list(range(len(lengths)))
+        assert all(len(g) == 1 or lengths[g].max() <= 20 for g in apart)
 
 
 def test_token_forms_agree():

@@ -138,9 +138,122 @@ def test_mean_and_resample():
         mean = read(model, tokens, site)
     torch.testing.assert_close(mean[:, :, 1], z[:, :, 1].mean((0, 1)).expand(3, 8, -1))
     assert torch.equal(mean[:, :, 0], z[:, :, 0])
-    order = torch.randperm(3, generator=torch.Generator().manual_seed(4))
-    with hl.edit(model, [hl.ablate(site, to="resample", generator=torch.Generator().manual_seed(4))]):
-        assert torch.equal(read(model, tokens, site), z[order])
+    for seed in range(5):
+        with hl.edit(model, [hl.ablate(site, to="resample", generator=torch.Generator().manual_seed(seed))]):
+            taken = read(model, tokens, site)
+        sources = [[torch.equal(row, other) for other in z].index(True) for row in taken]
+        assert sorted(sources) == [0, 1, 2]
+        assert all(source != place for place, source in enumerate(sources))
+
+
+def test_resampling_needs_another_sequence():
+    model = hl.load(build("gpt2"))
+    edit = hl.ablate("blocks.1.attn.hook_z", to="resample", generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SiteError, match="only one"), hl.edit(model, [edit]):
+        logits(model, ids(1, 5))
+
+
+def test_mean_is_over_real_tokens():
+    model, site = hl.load(build("llama")), "blocks.0.attn.hook_z"
+    rows = [ids(12)[None][0], ids(3, seed=1)]
+    alone = torch.cat([read(model, row, site)[0] for row in rows])
+    with hl.edit(model, [hl.ablate(site, to="mean")]):
+        (batch,) = hl.capture(model, rows, [site])
+    torch.testing.assert_close(batch[site][1, 0], alone.mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "bert"])
+def test_a_changed_resid_mid_is_the_stream_from_there_on(name):
+    model, tokens = hl.load(build(name)), ids(2, 6)
+    if "hook_resid_mid" not in site_names(model):
+        pytest.skip("attention and MLP read the same stream")
+    sites = [f"blocks.1.hook_{s}" for s in ("resid_mid", "mlp_out", "resid_post")]
+    with hl.edit(model, [hl.Edit(sites[0], lambda v: 0.5 * v + 1)]):
+        (batch,) = hl.capture(model, tokens, sites)
+    mid, mlp_out, post = (batch[site] for site in sites)
+    if name == "bert":  # the sum is normed
+        post, total = post, model.blocks[1].output.LayerNorm(mid + mlp_out)
+    else:
+        total = mid + mlp_out
+    assert (post - total).abs().max() <= 1e-5 * post.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama", torch.float32), ("gpt2", torch.float16), ("gptj", torch.float32)]
+)
+def test_writing_the_least_number_is_cutting(name, dtype):
+    """The usual idiom for masking must not spread a row over its future."""
+    model, tokens = hl.load(build(name, dtype=dtype)), ids(1, 6)
+    least = torch.tensor(torch.finfo(torch.float32 if name == "gptj" else dtype).min)
+    site = "blocks.0.attn.hook_attn_scores"
+    with (
+        pytest.raises(SiteError, match="at least one"),
+        hl.edit(model, [hl.patch(site, least, head=0, position=[0, 3])]),
+    ):
+        logits(model, tokens)
+    edit = hl.Edit(site, lambda s: torch.where(torch.arange(6) == 1, least.to(s.dtype), s))
+    with hl.edit(model, [edit]):
+        pattern = read(model, tokens, "blocks.0.attn.hook_pattern")
+    assert not pattern.triu(1).any()
+    assert not pattern[..., 2:, 1].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_scores(value):
+    model = hl.load(build("llama"))
+    edit = hl.patch("blocks.0.attn.hook_attn_scores", torch.tensor(value), head=0, position=3)
+    with pytest.raises(SiteError, match="NaN"), hl.edit(model, [edit]):
+        logits(model, ids(1, 6))
+
+
+def test_cutting_a_local_window_does_not_open_what_lies_beyond():
+    model = hl.load(build("gpt_neo"))  # layer 1 is local, window 5
+    with pytest.raises(SiteError, match="at least one"), hl.edit(model, [hl.cut(1, 0, query=9, key=slice(5, 10))]):
+        logits(model, ids(1, 12))
+
+
+def test_a_capture_taken_after_its_edit_is_an_error_not_unedited():
+    model = hl.load(build("gpt2"))
+    with (
+        pytest.raises(SiteError, match="take them inside"),
+        hl.edit(model, [hl.ablate("blocks.0.attn.hook_z")]),
+    ):
+        hl.capture(model, ids(1, 5), ["blocks.0.attn.hook_z"])
+
+
+def test_edits_beyond_the_last_captured_layer_are_no_fault():
+    model, tokens = hl.load(build("llama")), ids(1, 5)
+    with hl.edit(model, [hl.ablate("blocks.*.attn.hook_z", head=0)]):
+        assert not read(model, tokens, "blocks.0.attn.hook_z")[:, :, 0].any()
+
+
+def test_one_thread_at_a_time():
+    import threading
+
+    model, tokens = hl.load(build("gpt2")), ids(1, 5)
+    errors: list[Exception] = []
+
+    def other():
+        try:
+            read(model, tokens, "blocks.0.attn.hook_z")
+        except SiteError as error:
+            errors.append(error)
+
+    with hl.edit(model, [hl.ablate("blocks.0.attn.hook_z")]):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert not read(model, tokens, "blocks.0.attn.hook_z").any()
+    assert "Another thread" in str(errors[0])
+
+
+def test_heads_that_do_not_exist():
+    model = hl.load(build("llama"))
+    with (
+        pytest.raises(SiteError, match="no head 3: it has 2"),
+        hl.edit(model, [hl.ablate("blocks.0.attn.hook_v", head=3)]),
+    ):
+        logits(model, ids(1, 4))
 
 
 def test_patch_chooses_head_and_position():

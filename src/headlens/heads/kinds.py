@@ -85,8 +85,9 @@ def target_mass(pattern: Float[Tensor, "batch head token token"], targets: Targe
     Reads only the targeted entries of the pattern: a few per row, not all of it.
     """
     row, query, key = targets.nonzero(as_tuple=True)
-    mass = pattern.new_zeros(pattern.shape[:2], dtype=torch.float64)
-    mass.index_add_(0, row, pattern[row, :, query, key].double())
+    precise = torch.float32 if pattern.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    mass = pattern.new_zeros(pattern.shape[:2], dtype=precise)
+    mass.index_add_(0, row, pattern[row, :, query, key].to(precise))
     return mass / targets.any(-1).sum(-1, keepdim=True)
 
 

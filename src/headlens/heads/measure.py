@@ -111,6 +111,7 @@ def score(
     tables, described, data = [], [], {}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
+        model.check_causal("kinds of heads are defined for causal models")
         if any(model.name == other["name"] for other in described):
             raise DataError(f"Two of the models are called {model.name}: their rows could not be told apart.")
         stimuli = _stimuli(model, names, texts, stimulus, protocol)

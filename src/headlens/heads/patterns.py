@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headlens._errors import ModelError
 from headlens._result import Provenance, Result, versions
 from headlens.data.text import texts_hash
 from headlens.data.tokens import Tokens, tokenize
@@ -71,8 +72,11 @@ def attention_patterns(
     ------
     DataError
         If there is no text, or the model has no tokenizer.
+    ModelError
+        If attention is NaN, or the model is no causal one.
     """
     model = load(source, **load_options)
+    model.check_causal("only the causal half of a pattern is kept")
     tokens = tokenize(texts, model.tokenizer, bos=model.bos, max_tokens=min(max_tokens, model.n_ctx))
     batches = capture(model, tokens, {"blocks.*.attn.hook_pattern": _bytes}, batch_tokens=1)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.n_layers)]
@@ -85,6 +89,8 @@ def attention_patterns(
 
 
 def _bytes(pattern: Float[Tensor, "1 head token token"], batch: Batch) -> UInt8[np.ndarray, "head entry"]:  # noqa: ARG001
+    if bool(pattern.isnan().any()):
+        raise ModelError("Attention is NaN: the numbers overflow. Load the model with dtype float32.")
     rows, columns = torch.tril_indices(*pattern.shape[-2:], device=pattern.device)
     return (pattern[0][:, rows, columns].float() * 255).round().to(torch.uint8).cpu().numpy()
 

@@ -4,8 +4,8 @@ A row says, as paths inside transformers' own modules, where the blocks, norms, 
 attention are, and which of the field's variations the family uses. To add an architecture: add a row,
 add a tiny config to tests/families.py, run `make test`. See CONTRIBUTING.md.
 
-Paths: `stack` is relative to `hf.base_model`, `blocks` to the stack; all others to a block, except `query`, `key`, `value`,
-`fused`, `out`, `query_norm` and `key_norm`, which are relative to the attention module.
+Paths: `stack` is relative to `hf.base_model`, `blocks` to the stack; all others to a block, except `query`,
+`key`, `value`, `fused`, `out`, `query_norm` and `key_norm`, which are relative to the attention module.
 Source: the modeling files of transformers 5.
 """
 
@@ -81,6 +81,8 @@ class Family:
     """Whether attention and MLP read the same residual stream, so that no `hook_resid_mid` exists."""
     mid: str | None = None
     """Module in the block that reads the residual stream between attention and MLP."""
+    mid_is_output: bool = False
+    """Whether `mid` names the module that puts that stream out, instead of one that reads it."""
     causal: bool = True
     odd: Callable[[Any], str | None] = _nothing_odd
     """What in this config makes the row wrong, in words; None where nothing does."""
@@ -150,7 +152,8 @@ _BERT: dict[str, Any] = {
     "value": "value",
     "out": None,
     "attn_out": "attention.output.dense",
-    "mid": "intermediate",
+    "mid": "attention",
+    "mid_is_output": True,
     "mlp_out": "output.dense",
     "norm": "layer",
     "rotary": "none",

@@ -17,7 +17,6 @@ Source: Elhage et al. 2021; rotary Su et al. 2021; soft-cap Gemma 2; sinks GPT-O
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +44,7 @@ class QKNorm:
         if self.over == "head":
             return self.norm(projected)
         if self.norm.scale is not None:  # frozen: one number a position, so this head's part is enough
+            assert self.norm.weight is not None
             own = replace(self.norm, weight=self.norm.weight[self.part])
             return own(projected)
         return self.norm(self._all_heads(y))[..., self.part]
@@ -204,8 +204,3 @@ class HeadCount:
     def kv_head(self, head: int) -> int:
         """Return the key/value head that query head `head` reads."""
         return head // self.group
-
-
-def is_dense(weight: Any) -> bool:
-    """Whether `weight` is an ordinary floating matrix (quantised modules keep packed integers)."""
-    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2

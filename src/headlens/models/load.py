@@ -22,7 +22,7 @@ def load(
     source: Any,
     *,
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     tokenizer: Any | None = None,
     trust_remote_code: bool = False,
@@ -36,9 +36,10 @@ def load(
     device
         Where to put it; None leaves a model object where it is and puts a loaded one on the CPU.
     dtype
-        Precision of the weights; "auto" keeps the checkpoint's. A model object keeps its own.
+        Precision of the weights: float32 unless said otherwise, "auto" for the checkpoint's. A model object
+        keeps its own.
     revision
-        Branch, tag or commit on the hub.
+        Branch, tag or commit; for hub ids only.
     tokenizer
         For a model object: its tokenizer, where text is to be read.
 
@@ -51,10 +52,16 @@ def load(
     InvalidWeights
         If weights are missing from the checkpoint, or are NaN or infinite.
     """
+    if not isinstance(source, (str, Path)) and (dtype is not None or revision is not None):
+        raise ModelError(
+            "dtype and revision say how weights are read, and this model is already there: leave them out."
+        )
     if isinstance(source, Model):
+        if device is not None:
+            source.hf.to(device)
         return source
     if isinstance(source, (str, Path)):
-        model = _from_name(str(source), dtype, revision, trust_remote_code)
+        model = _from_name(str(source), dtype or "float32", revision, trust_remote_code)
     else:
         model = _from_object(source, tokenizer)
     if device is not None:
@@ -74,6 +81,8 @@ def _from_object(hf: Any, tokenizer: Any | None) -> Model:
 
 def _from_name(name: str, dtype: str | torch.dtype, revision: str | None, trust: bool) -> Model:
     location, options = _locate(name, revision)
+    if revision is not None and options.get("local_files_only"):
+        raise ModelError(f"{name} is a folder and has no revision '{revision}': leave the revision out.")
     options["trust_remote_code"] = trust
     config = _config(name, location, options)
     family = family_of(config)

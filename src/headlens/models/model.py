@@ -5,6 +5,7 @@ did. What headlens adds is knowledge of where things are.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +88,9 @@ class Model:
     @property
     def bos(self) -> int | None:
         """Token id that begins every sequence, or None where the model knows no such token."""
-        if self.tokenizer is not None:
-            return self.tokenizer.bos_token_id
-        return self.config.bos_token_id
+        bos = self.config.bos_token_id if self.tokenizer is None else self.tokenizer.bos_token_id
+        # A config's default may lie outside a small vocabulary: then the model was not trained with it.
+        return bos if isinstance(bos, int) and 0 <= bos < self.vocab_size else None
 
     @property
     def parallel(self) -> bool:
@@ -99,6 +100,19 @@ class Model:
     @property
     def count(self) -> HeadCount:
         return HeadCount(self.n_heads, self.n_kv_heads, self.d_head)
+
+    def check_causal(self, what: str) -> None:
+        """Raise if tokens see what comes after them, for `what` is defined for causal models.
+
+        Raises
+        ------
+        UnsupportedArchitecture
+            If the model is an encoder.
+        """
+        if not self.family.causal:
+            raise UnsupportedArchitecture(
+                f"{self.name} is an encoder ({self.family.title}): its activations can be captured, {what}."
+            )
 
     def attention_module(self, layer: int) -> Any:
         """Return the transformers module that computes attention in `layer`."""
@@ -132,11 +146,8 @@ class Model:
         """
         self._check_index(layer, head)
         family = self.family
-        if family.out is None:
-            raise UnsupportedArchitecture(
-                f"{self.name} is an encoder ({self.family.title}): its activations can be captured, its heads cannot "
-                "be taken apart."
-            )
+        self.check_causal("its heads cannot be taken apart")
+        assert family.out is not None
         attention = self.attention_module(layer)
         parts = self.projections(layer)
         q, k, v = parts["q"], parts["k"], parts["v"]
@@ -188,6 +199,12 @@ class Model:
         layer_type = self.config.layer_types[layer] if self.family.rotary_by_layer_type else None
         return Rotary(self.stack.rotary_emb, self.family.rotary, layer_type)
 
+    @property
+    def rotary_limit(self) -> int | None:
+        """Length beyond which a sequence's rotary angles depend on what shares its batch; None if never."""
+        rotaries = [self._rotary(layer) for layer in range(self.n_layers)]
+        return min((r.limit for r in rotaries if r is not None and r.limit is not None), default=None)
+
     def forward(self, ids: Tensor, mask: Tensor | None = None, *, logits: bool = True) -> Any:
         """Run the model on padded ids (batch, token); `mask` is True on real tokens, None where all are.
 
@@ -212,6 +229,7 @@ class Model:
             "revision": self.revision,
             "family": self.family.title,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "config": config_hash(self.hf.config),
             "weights": weights_hash(self.hf),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "bos": self.bos,
@@ -219,24 +237,38 @@ class Model:
 
 
 def weights_hash(hf: Any) -> str:
-    """Return a digest of every parameter's name, shape and a strided sample of its values.
+    """Return a digest of every parameter: its name, shape, 4,096 of its values, and the sum of all its bits.
 
-    A full digest would read every byte of a model at each run; 4,096 values of each tensor tell any two
-    trainings, revisions or dtypes apart.
+    One pass at the speed of memory. The sum is of integers, which does not depend on the order of adding, so
+    the digest is the same on every machine.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(hf.named_parameters()):
-        flat = parameter.detach().reshape(-1)
+        flat = parameter.detach().contiguous().reshape(-1)
+        bits = flat.view(_INTEGERS[flat.element_size()])
         sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{int(bits.sum(dtype=torch.int64))}".encode())
         digest.update(sample.tobytes())
     return digest.hexdigest()[:16]
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def config_hash(config: Any) -> str:
+    """Return a digest of what the config says of the model, and not of where or by what it was saved."""
+    said = config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal"):
+        said.pop(key, None)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def tokenizer_hash(tokenizer: Any | None) -> str | None:
-    """Return a digest of the vocabulary and special tokens, or None without a tokenizer."""
+    """Return a digest of how text becomes ids, or None without a tokenizer."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    said = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(said, dict):  # set by whoever used it last, and of no effect here
+        said = {key: value for key, value in said.items() if key not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

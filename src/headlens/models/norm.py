@@ -23,7 +23,7 @@ class Norm:
     """One normalisation of the model; `scale` is None until it is frozen."""
 
     kind: NormKind
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     eps: float
     scale: Tensor | None = None
@@ -35,8 +35,10 @@ class Norm:
             return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         scale = self._inverse(x) if self.scale is None else self.scale
         if self.kind == "layer":
-            y = (x - x.mean(-1, keepdim=True)) * scale * self.weight
+            y = (x - x.mean(-1, keepdim=True)) * scale
+            y = y if self.weight is None else y * self.weight
             return y if self.bias is None else y + self.bias
+        assert self.weight is not None
         y = _upcast(x, self.scale is not None) * scale
         if self.kind == "rms":
             return self.weight * y.to(x.dtype)

@@ -10,11 +10,14 @@ Axes: fused = the output dimension of a fused projection.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from headlens._errors import UnsupportedArchitecture
 from headlens.models.families import Family
-from headlens.models.head import HeadCount, is_dense
+from headlens.models.head import HeadCount
+
+_DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,16 @@ class Projection:
 
 def weight_in_out(module: Any, path: str) -> Tensor:
     """Return a projection's weight as (in, out): GPT-2's Conv1D stores it so, Linear the other way round."""
-    weight = getattr(module, "weight", None)
-    if not is_dense(weight):
+    from transformers.pytorch_utils import Conv1D
+
+    # Exactly these types: a subclass (an adapter, say) may add to the output what its weight does not hold.
+    if type(module) not in (nn.Linear, Conv1D) or module.weight.dtype not in _DENSE:
+        kind = f"{type(module).__name__} of {getattr(getattr(module, 'weight', None), 'dtype', 'no weight')}"
         raise UnsupportedArchitecture(
-            f"{path} has no dense floating-point weight (quantised?). Load the model in float32, float16 or bfloat16."
+            f"{path} is a {kind}, not a plain projection (quantised, or with an adapter?). Load the model in "
+            "float32, float16 or bfloat16, with adapters merged."
         )
-    assert isinstance(weight, Tensor)
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    return module.weight if type(module) is Conv1D else module.weight.T
 
 
 def read_projections(attention: Any, family: Family, count: HeadCount) -> dict[str, Projection]:

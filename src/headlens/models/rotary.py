@@ -17,6 +17,7 @@ from torch import Tensor
 from headlens._errors import UnsupportedArchitecture
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotary types of transformers whose frequencies change beyond the original context."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,27 @@ class Rotary:
         name = "inv_freq" if self.layer_type is None else f"{self.layer_type}_inv_freq"
         return getattr(self.module, name)
 
+    @property
+    def limit(self) -> int | None:
+        """Length up to which the angles do not depend on the sequence's length; None where they never do."""
+        if isinstance(self.module, Tensor):
+            return None
+        kind, parameters = self.module.rope_type, self.module.config.rope_parameters or {}
+        if self.layer_type is not None:
+            kind, parameters = kind[self.layer_type], parameters[self.layer_type]
+        if kind not in LENGTH_DEPENDENT:
+            return None
+        config = self.module.config
+        original = parameters.get("original_max_position_embeddings")
+        return int(original or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
+
     def _refuse_length_dependent(self, position: Tensor) -> None:
-        kind = self.module.rope_type if self.layer_type is None else self.module.rope_type[self.layer_type]
-        if kind not in LENGTH_DEPENDENT or not position.numel():
-            return
-        limit = _original_length(self.module.config)
-        if int(position.max()) >= limit:
+        limit = self.limit
+        if limit is not None and position.numel() and int(position.max()) >= limit:
             raise UnsupportedArchitecture(
-                f"Rotary type '{kind}' changes its angles with the sequence length beyond {limit} tokens, so a "
+                f"This rotary embedding changes its angles with the sequence length beyond {limit} tokens, so a "
                 f"head has no fixed map there. Keep positions below {limit}."
             )
-
-
-def _original_length(config: Any) -> int:
-    parameters = config.rope_parameters or {}
-    original = parameters.get("original_max_position_embeddings")
-    return int(original or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Literal["half", "pairs"]) -> Tensor:

@@ -30,6 +30,7 @@ from headlens.heads.kinds import KINDS
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
 
+
 def traits(results: Sequence[Result]) -> dict[str, Any]:
     """Return every named value that the views read, ready for JSON.
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from headlens._errors import DataError, SiteError
 from headlens.data.tokens import Tokens, pack, pad
 from headlens.models import Model
+from headlens.tracing.attention import Tap
 from headlens.tracing.sites import Site, parse_site
-from headlens.tracing.taps import Tap, run_through, tapped
+from headlens.tracing.taps import run_through, tapped
 
 Reducer = Callable[[Tensor, "Batch"], Any]
 Sites = Sequence[str] | Mapping[str, Reducer | None]
@@ -115,12 +116,22 @@ def _batches(model: Model, tokens: Any, mask: Tensor | None, batch_tokens: int) 
     if isinstance(tokens, Tensor) and tokens.ndim == 2:
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
         check_tokens(model, tokens[mask].cpu().numpy(), mask.sum(-1).cpu().numpy())
-        return _padded_batches(tokens, mask, batch_tokens)
+        _check_one_length(model, mask)
+        return _padded_batches(model, tokens, mask, batch_tokens)
     if mask is not None:
         raise DataError("mask goes with a padded (batch, token) tensor; ragged sequences need none.")
     packed = as_tokens(tokens)
     check_tokens(model, packed.ids, packed.lengths)
-    return _packed_batches(packed, batch_tokens)
+    return _packed_batches(model, packed, batch_tokens)
+
+
+def _check_one_length(model: Model, mask: Tensor) -> None:
+    limit, lengths = model.rotary_limit, mask.sum(-1)
+    if limit is not None and len(lengths.unique()) > 1 and int(lengths.max()) > limit:
+        raise DataError(
+            f"{model.name} turns its queries and keys by angles that depend on the longest sequence of a batch beyond "
+            f"{limit} tokens: pass ragged sequences instead of a padded tensor, and each long one runs alone."
+        )
 
 
 def as_tokens(tokens: Any) -> Tokens:
@@ -160,26 +171,32 @@ def check_tokens(model: Model, ids: np.ndarray, lengths: np.ndarray) -> None:
         )
 
 
-def _padded_batches(ids: Tensor, mask: Tensor, batch_tokens: int) -> Iterator[Batch]:
+def _padded_batches(model: Model, ids: Tensor, mask: Tensor, batch_tokens: int) -> Iterator[Batch]:
+    ids, mask = ids.to(model.device), mask.to(model.device)
     step = max(1, batch_tokens // ids.shape[1])
     for start in range(0, len(ids), step):
         rows = slice(start, start + step)
         yield Batch(ids[rows], mask[rows], np.arange(start, min(start + step, len(ids))))
 
 
-def _packed_batches(tokens: Tokens, batch_tokens: int) -> Iterator[Batch]:
-    for index in groups(tokens.lengths, batch_tokens):
-        ids, mask = pad(tokens, index)
-        yield Batch(torch.from_numpy(ids), torch.from_numpy(mask), index)
+def _packed_batches(model: Model, tokens: Tokens, batch_tokens: int) -> Iterator[Batch]:
+    for index in groups(tokens.lengths, batch_tokens, alone_beyond=model.rotary_limit):
+        ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(tokens, index))
+        yield Batch(ids, mask, index)
 
 
-def groups(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Yield consecutive sequences whose padded size stays within `batch_tokens` (one, where one exceeds it)."""
+def groups(lengths: np.ndarray, batch_tokens: int, alone_beyond: int | None = None) -> Iterator[np.ndarray]:
+    """Yield consecutive sequences whose padded size stays within `batch_tokens` (one, where one exceeds it).
+
+    Sequences longer than `alone_beyond` come one at a time.
+    """
     start, widest = 0, 0
-    for i, length in enumerate(lengths):
-        if i > start and max(widest, length) * (i - start + 1) > batch_tokens:
+    for i, length in enumerate(map(int, lengths)):
+        widest = max(widest, length)
+        full = widest * (i - start + 1) > batch_tokens
+        long = alone_beyond is not None and widest > alone_beyond
+        if i > start and (full or long):
             yield np.arange(start, i)
-            start, widest = i, 0
-        widest = max(widest, int(length))
+            start, widest = i, length
     if start < len(lengths):
         yield np.arange(start, len(lengths))

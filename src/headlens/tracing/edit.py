@@ -18,8 +18,9 @@ from torch import Tensor
 
 from headlens._errors import SiteError
 from headlens.models import Model
+from headlens.tracing.attention import Tap
 from headlens.tracing.sites import Site, parse_site
-from headlens.tracing.taps import Tap, tapped
+from headlens.tracing.taps import running, tapped
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ def edit(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
     Raises
     ------
     SiteError
-        If a site does not exist, or (at the end) did not appear while the model ran.
+        If a site does not exist, or (at the end) did not appear while the model ran; or if the model did not
+        run inside the block at all: `hl.capture` is lazy, and would run unedited once the block is over.
     """
     changes: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
     for one in edits:
         for site in parse_site(model, one.site):
             changes.setdefault(site, []).append(one.change)
-    with tapped(model, {site: _in_order(several) for site, several in changes.items()}):
+    with tapped(model, {site: _in_order(several) for site, several in changes.items()}) as watch:
         yield
+    if not watch.runs:
+        raise SiteError(
+            f"{model.name} did not run inside the edit. A capture runs as its batches are taken: take them inside."
+        )
 
 
 def _in_order(changes: Sequence[Callable[[Tensor], Tensor]]) -> Tap:
@@ -65,8 +71,13 @@ def ablate(
 ) -> Edit:
     """Return an edit that removes what a site (or one head of it) says.
 
-    `mean` puts the mean over the batch's sequences and tokens there (use it on batches without padding);
-    `resample` gives each sequence the value of another one, drawn with `generator`.
+    `mean` puts the mean over the batch's real tokens there; `resample` gives each sequence the value of
+    another one, drawn with `generator` (sequences should then be of one length).
+
+    Raises
+    ------
+    SiteError
+        While the model runs, if there is no such head, or no other sequence to resample from.
     """
 
     def change(value: Tensor) -> Tensor:
@@ -74,9 +85,9 @@ def ablate(
             case "zero":
                 new = torch.zeros_like(value)
             case "mean":
-                new = value.mean((0, 1), keepdim=True).expand_as(value)
+                new = _mean_of_real_tokens(value).expand_as(value)
             case "resample":
-                new = value[torch.randperm(len(value), generator=generator).to(value.device)]
+                new = value[_others(len(value), generator).to(value.device)]
             case _:
                 raise SiteError(f"to must be zero, mean or resample, not '{to}'.")
         return _at(value, new, site, head)
@@ -125,8 +136,28 @@ def _at(old: Tensor, new: Tensor, site: str, head: int | None) -> Tensor:
         return new
     mixed = old.clone()
     axis = _head_axis(site)
+    if not 0 <= head < old.shape[axis]:
+        raise SiteError(f"{site} has no head {head}: it has {old.shape[axis]} (key and value heads are shared).")
     mixed.select(axis, head).copy_(new.select(axis, head))
     return mixed
+
+
+def _mean_of_real_tokens(value: Tensor) -> Tensor:
+    mask = running().mask
+    if mask is None:
+        return value.mean((0, 1), keepdim=True)
+    real = mask.bool().to(value.device)
+    return value[real].mean(0).expand(1, 1, *value.shape[2:])
+
+
+def _others(n: int, generator: torch.Generator | None) -> Tensor:
+    """Return a random order of n sequences in which none keeps its place."""
+    if n < 2:
+        raise SiteError("resample takes another sequence's value, and the batch has only one: pass larger batches.")
+    order = torch.randperm(n, generator=generator)
+    taken = torch.empty_like(order)
+    taken[order] = order.roll(1)  # along one random cycle
+    return taken
 
 
 def _head_axis(site: str) -> int:

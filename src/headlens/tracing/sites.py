@@ -17,9 +17,10 @@ A site is `blocks.LAYER.NAME`; `blocks.*.NAME` means every layer. Axes of what i
     hook_mlp_out           batch token d_model        what the MLP adds to the stream (after a post-norm)
     hook_resid_post        batch token d_model        residual stream that leaves the block
 
-TransformerLens shows `hook_attn_scores` after the mask; here it is before, so that an edit cannot open
-the future. Grouped models keep their key/value heads apart (no repetition). A site that an architecture
-does not have is refused by name, never given empty.
+GPT-J's MLP reads `ln1.hook_normalized` too, so an edit there changes both. TransformerLens shows
+`hook_attn_scores` after the mask; here it is before, so that an edit cannot open the future. Grouped models
+keep their key/value heads apart (no repetition). A site that an architecture does not have is refused by
+name, never given empty.
 """
 
 import re
