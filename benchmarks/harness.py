@@ -2,7 +2,7 @@
 
 A single time says more about what else the machine was doing than about the code. So each row compares
 two callables, run in turn A B A B ..., and quotes the median of the ratios A/B pair by pair with its
-quartiles. Peak memory is the high-water mark of a process that does that one thing only.
+quartiles. Peak memory is that of the tensors in a process that does that one thing only.
 """
 
 import gc
@@ -65,7 +65,7 @@ def command_seconds(what: str, command: list[str], bar: float, rounds: int = 11)
 
 
 def peak_megabytes(job: str) -> float:
-    """Return the peak resident memory of a fresh process that runs `benchmarks.memory` job `job`."""
+    """Return the peak tensor memory of a fresh process that runs `benchmarks.memory` job `job`."""
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", job], check=True, capture_output=True, text=True
     ).stdout

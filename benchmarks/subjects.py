@@ -9,10 +9,11 @@ SITES = (
 )  # fmt: skip
 
 
-def gpt2() -> tf.GPT2LMHeadModel:
-    """GPT-2 architecture, 8 layers x 8 heads, 512 wide: 25.5 M parameters without the embedding."""
+def gpt2(n_heads: int = 8) -> tf.GPT2LMHeadModel:
+    """GPT-2 architecture, 8 layers, 512 wide: 25.2 M parameters without the embeddings."""
     torch.manual_seed(0)
-    return tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=512, n_layer=8, n_head=8, vocab_size=2000)).eval()
+    config = tf.GPT2Config(n_embd=512, n_layer=8, n_head=n_heads, vocab_size=2000, bos_token_id=0, eos_token_id=0)
+    return tf.GPT2LMHeadModel(config).eval()
 
 
 def llama() -> tf.LlamaForCausalLM:

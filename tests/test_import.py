@@ -1,6 +1,7 @@
 """Importing does nothing: no heavy package, no environment, no global state; `--help` answers without torch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,8 +13,14 @@ HEAVY = ("torch", "transformers", "tokenizers", "pyarrow", "numpy", "sklearn", "
 
 
 def fresh(script: str, *arguments: str) -> dict:
-    """Run a script in a new Python and return what it prints last."""
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    """Run a script in a new Python and return what it prints last.
+
+    It inherits only what Python needs: this process has imported headlens, and might have changed the rest.
+    """
+    needed = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+    environment = {name: os.environ[name] for name in needed if name in os.environ}
+    program = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -98,6 +98,11 @@ def test_what_is_saved_is_loaded(tmp_path, provenance, rows, arrays, transposed)
     assert {k: bits(v) for k, v in loaded.arrays.items()} == {k: bits(v) for k, v in arrays.items()}
 
 
+def test_a_command_line_may_hold_bytes_that_are_no_text(tmp_path):
+    path = Answer(Provenance(command="headlens \udcff"), table(), {}).save(tmp_path / "it")
+    assert Answer.load(path).provenance.command == "headlens \udcff"
+
+
 def test_the_same_result_is_the_same_bytes(answer, tmp_path):
     for name in ("a", "b"):
         answer.save(tmp_path / name)
@@ -236,6 +241,16 @@ def test_damage_is_named_in_one_line(answer, tmp_path, how):
 def test_a_table_of_other_columns_is_damage(answer, tmp_path):
     folder = Answer(answer.provenance, table().drop_columns(["value"]), {}).save(tmp_path / "it")
     with pytest.raises(ResultError, match="it is damaged .*value"):
+        Answer.load(folder)
+
+
+def test_a_reason_of_many_lines_becomes_one(answer, tmp_path, monkeypatch):
+    def restore(*_):
+        raise ValueError("first\nsecond")
+
+    folder = answer.save(tmp_path / "it")
+    monkeypatch.setattr(Answer, "_restore", restore)
+    with pytest.raises(ResultError, match=r"it is damaged \(first\): make it again"):
         Answer.load(folder)
 
 

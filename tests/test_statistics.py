@@ -9,7 +9,7 @@ from scipy.stats import binom, ks_2samp
 
 from headlens._statistics import DRAWS, LEVEL, bootstrap_mean
 
-TABLES = arrays(np.float64, st.tuples(st.integers(1, 8), st.integers(1, 3)), elements=st.floats(-1e3, 1e3))
+TABLES = arrays(np.float64, st.tuples(st.integers(2, 8), st.integers(1, 3)), elements=st.floats(-1e3, 1e3))
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_its_level_says():
@@ -87,9 +87,14 @@ def test_sequences_are_what_is_resampled():
     assert low[0] == pytest.approx(-high[1]) and high[0] == pytest.approx(-low[1])
 
 
-def test_one_sequence_has_no_width():
+def test_one_sequence_says_nothing_about_others():
     mean, low, high = bootstrap_mean(np.array([[0.25, -4.0]]), seed=0)
-    assert mean.tolist() == low.tolist() == high.tolist() == [0.25, -4.0]
+    assert mean.tolist() == [0.25, -4.0] and np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_equal_sequences_leave_no_doubt():
+    mean, low, high = bootstrap_mean(np.full((5, 2), 0.25), seed=0)
+    assert mean.tolist() == low.tolist() == high.tolist() == [0.25, 0.25]
 
 
 def test_a_seed_decides_everything():

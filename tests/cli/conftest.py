@@ -42,6 +42,12 @@ def headlens(tmp_path, monkeypatch, capsys) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
+def never_loaded(monkeypatch) -> None:
+    """Let the test fail where a model is read."""
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("a model was read"))
+
+
+@pytest.fixture
 def refused(headlens, tmp_path) -> Callable[..., str]:
     """Type a command that must fail with one clear sentence and leave nothing behind; return the sentence."""
 

@@ -35,6 +35,21 @@ def test_heads_prints_each_model_and_kind(headlens, zoo):
         assert name in outcome.out
 
 
+def test_one_sequence_has_no_interval(headlens, llama):
+    outcome = headlens("heads", llama, "--num-samples", 1, "--kinds", "self", "--report", "r.html")
+    assert outcome.status == 0 and "(no interval)" in outcome.out
+    rows = json.loads(headlens("heads", llama, "--num-samples", 1, "--json").out)["scores"]
+    assert {(row["low"], row["high"]) for row in rows} == {(None, None)}
+
+
+def test_intervals_are_printed(headlens, llama):
+    outcome = headlens("heads", llama, *FEW, "--kinds", "self")
+    rows = json.loads(headlens("heads", llama, *FEW, "--kinds", "self", "--json").out)["scores"]
+    best = max(rows, key=lambda row: row["score"])
+    printed = f"L{best['layer']}H{best['head']} {best['score']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
+    assert printed in outcome.out
+
+
 def test_heads_as_json_is_the_table_and_where_it_came_from(headlens, llama):
     arguments = ("heads", llama, *FEW, "--seed", 5, "--kinds", "self,induction")
     outcome = headlens(*arguments, "--json")
@@ -208,8 +223,7 @@ def test_demo_writes_its_page(headlens, shipped, monkeypatch, tmp_path):
     assert outcome.err == "zoo:bytes: 1 layers x 2 heads, parity holds\n"
 
 
-def test_demo_does_not_start_what_it_cannot_write(refused, monkeypatch, tmp_path):
-    monkeypatch.setattr("headlens.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+def test_demo_does_not_start_what_it_cannot_write(refused, never_loaded, shipped, tmp_path):
     assert "is a folder and a file is wanted" in refused("demo", "--out", tmp_path)
 
 
@@ -225,14 +239,16 @@ def test_version_and_help(headlens):
 MAIN = "from headlens.cli import main; main()"
 
 
-def typed(*arguments: str, script: str = MAIN, **options) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own."""
-    return subprocess.run([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, check=False, **options)
+def typed(*arguments: str, script: str = MAIN, stdout=subprocess.PIPE, **environment: str):
+    """Run the command line in a process of its own, whose output is buffered as it mostly is."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, check=False, env=ours | environment)
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped():
     script = "import headlens.cli as cli; cli.run = lambda _: print('gr\xf6\xdfe') or 1; cli.main()"
-    done = typed(script=script, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    done = typed(script=script, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (1, rb"gr\xf6\xdfe", b"")
 
 
@@ -258,4 +274,4 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, script, comm
 
 def test_main_switches_telemetry_off():
     script = "import atexit, os; atexit.register(lambda: print(os.environ['HF_HUB_DISABLE_TELEMETRY']));" + MAIN
-    assert typed("--version", script=script, stdout=subprocess.PIPE).stdout.split() == [__version__.encode(), b"1"]
+    assert typed("--version", script=script).stdout.split() == [__version__.encode(), b"1"]

@@ -125,8 +125,7 @@ def test_a_command_that_does_not_exist(refused):
 
 
 @pytest.mark.parametrize("option", [("--seq-len", -1), ("--kinds", "induced"), ("--corpus", "nothing.txt")])
-def test_what_can_be_seen_at_once_costs_no_loading(refused, monkeypatch, llama, option):
-    monkeypatch.setattr("headlens.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+def test_what_can_be_seen_at_once_costs_no_loading(refused, never_loaded, llama, option):
     refused("heads", llama, *option)
 
 
@@ -165,8 +164,7 @@ def test_text_for_a_model_without_a_tokenizer(refused, zoo, tmp_path):
 
 @pytest.mark.parametrize("command", ["heads", "verify"])
 @pytest.mark.parametrize("kind", ["file", "folder", "manifest", "model"])
-def test_out_is_someone_elses(refused, monkeypatch, tmp_path, llama, command, kind):
-    monkeypatch.setattr("headlens.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+def test_out_is_someone_elses(refused, never_loaded, tmp_path, llama, command, kind):
     out = tmp_path / "mine"
     if kind == "file":
         out.write_text("mine")
@@ -187,7 +185,7 @@ def test_out_is_a_result_with_a_file_of_someone_else_in_it(headlens, refused, tm
     assert sentence == "o holds other files beside a result (notes.md): name another folder."
 
 
-def test_report_is_a_folder_or_a_device(refused, tmp_path, llama):
+def test_report_is_a_folder_or_a_device(refused, never_loaded, tmp_path, llama):
     (tmp_path / "folder").mkdir()
     assert "folder is a folder and a file is wanted" in refused("heads", llama, "--report", "folder")
     os.mkfifo(tmp_path / "pipe")

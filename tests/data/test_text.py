@@ -110,6 +110,8 @@ WRONG = {
     "cut json": ("a.jsonl", jsonl("x") + '\n{"text": "y', r"a\.jsonl line 3 is not JSON"),
     "deep json": ("a.jsonl", "[" * 100_000, r"a\.jsonl line 1 is not JSON"),
     "a list": ("a.jsonl", "[1]\n", r"a\.jsonl line 1 has no field 'text' \(it has: a list\)"),
+    "a number": ("a.jsonl", "5\n", r"a\.jsonl line 1 has no field 'text' \(it has: a int\)"),
+    "a string": ("a.jsonl", '"a text"\n', r"a\.jsonl line 1 has no field 'text' \(it has: a str\)"),
     "no field": ("a.jsonl", '{"x": 1, "y": 2}\n', r"a\.jsonl line 1 has no field 'text' \(it has: x, y\)"),
     "null": ("a.jsonl", jsonl("x") + '{"text": null}\n', r"a\.jsonl line 2 holds a NoneType in field 'text', not text"),
     "number": ("a.jsonl", '{"text": 3}\n', r"a\.jsonl line 1 holds a int in field 'text', not text"),
@@ -233,6 +235,6 @@ def test_hashes_are_equal_exactly_where_texts_are(first, second):
 
 
 def test_the_hash_sees_where_texts_end():
-    cuts = [["ab"], ["a", "b"], ["ab", ""], ["", "ab"], ["\ud800"]]
+    cuts = [["ab"], ["a", "b"], ["ab", ""], ["", "ab"], [""], ["\ud800"], ["\ud801"]]
     assert len({texts_hash(texts) for texts in cuts}) == len(cuts)
     assert texts_hash(["Tim", "Größe"]) == "538818d3c40fd4af"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from headlens._errors import DataError
@@ -58,6 +58,7 @@ def normalised():
 def trained(kind) -> PreTrainedTokenizerFast:
     tokenizer, trainer = kind()
     tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS)
 
 
@@ -255,7 +256,8 @@ def named(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def test_ordinary_ids_are_words():
-    odd = ["<0x0A>", "<0xfF>", "[unused1]", "<unused_7>", "<unused12>", "<|reserved_special_token_3|>", "<reserved_2>"]
+    odd = ["<0x0A>", "<0xfF>", "[unused1]", "<unused_7>", "<unused12>", "<|reserved_special_token_3|>", "<reserved_2>",
+           "<0XA0>", "[UNUSED1]", "<|RESERVED_9|>"]  # fmt: skip
     words = ["<0xG0>", "unused1", "[unused]", "reserved", "<b>", "<0x0A>0", "▁the"]
     tokenizer = named([BOS, "<unk>", *odd, *words])
     assert tokenizer.convert_ids_to_tokens(ordinary_ids(tokenizer, 100)) == words

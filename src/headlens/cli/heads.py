@@ -161,5 +161,6 @@ def print_summary(scores: Any) -> None:
 def _best(rows: list[dict[str, Any]]) -> list[str]:
     rows.sort(key=lambda row: -row["score"])
     cells = [f"L{r['layer']}H{r['head']} {r['score']:.3f}" for r in rows[:TOP]]
-    cells[0] += f" [dim][{rows[0]['low']:.3f}, {rows[0]['high']:.3f}][/]"
+    low, high = rows[0]["low"], rows[0]["high"]
+    cells[0] += f" [dim]{'(no interval)' if low != low else f'[{low:.3f}, {high:.3f}]'}[/]"  # NaN: one sequence
     return cells + [""] * (TOP - len(cells))
