@@ -1,5 +1,8 @@
 # Every target does its own set-up; a second call starts at once. Needs Python 3.11-3.13, git and make.
-PYTHON ?= $(firstword $(foreach v,python3.13 python3.12 python3.11 python3,$(shell command -v $(v) 2>/dev/null)))
+# The first Python of the right version that really starts (version managers leave names that do not).
+FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # A stamp per set of requirements: set-up runs again exactly when they change.
@@ -33,8 +36,8 @@ docs: $(DEV)
 	$(BIN)/zensical build
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "headlens needs Python 3.11, 3.12 or 3.13 on the PATH" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and f"headlens needs Python 3.11 to 3.13, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || { \
+		echo "headlens needs Python 3.11, 3.12 or 3.13 with venv: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@echo "setting up $(VENV) with $(PYTHON) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
