@@ -54,7 +54,7 @@ def test_heads_as_json_is_the_table_and_where_it_came_from(headlens, llama):
     arguments = ("heads", llama, *FEW, "--seed", 5, "--kinds", "self,induction")
     outcome = headlens(*arguments, "--json")
     answer = json.loads(outcome.out)
-    expected = hl.heads.score(str(llama), ["self", "induction"], n=3, length=8, seed=5)
+    expected = hl.heads.score(str(llama), ["self", "induction"], num_samples=3, seq_len=8, seed=5)
     assert answer["scores"] == expected.table.to_pylist()
     assert answer["provenance"]["seed"] == 5
     assert answer["provenance"]["models"][0]["name"] == str(llama)

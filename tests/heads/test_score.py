@@ -129,11 +129,11 @@ def test_stories_published_figures(stories):
 
 
 def test_text_kinds_are_measured_on_the_corpus(stories, stories_corpus):
-    scores = hl.heads.score(str(stories), ["previous_token"], corpus=stories_corpus, n=16)
+    scores = hl.heads.score(str(stories), ["previous_token"], corpus=stories_corpus, num_samples=16)
     (described,) = (v for k, v in scores.provenance.data.items() if k != "corpus")
     assert described["name"] == "text"
     assert scores.provenance.data["corpus"]["documents"] == 16
-    without = hl.heads.score(str(stories), ["previous_token"], n=16)
+    without = hl.heads.score(str(stories), ["previous_token"], num_samples=16)
     (described,) = without.provenance.data.values()
     assert described["name"] == "plain"
 
@@ -207,7 +207,7 @@ def test_uniform_mass_is_what_a_uniform_pattern_scores(window):
 
 def test_table_has_a_row_per_head_and_kind_with_its_interval():
     models = [hl.load(build("gpt2")), hl.load(build("qwen3"))]
-    scores = hl.heads.score(models, n=12, length=10, max_gap=5)
+    scores = hl.heads.score(models, num_samples=12, seq_len=10, max_gap=5)
     rows = scores.table.to_pylist()
     assert scores.table.column_names == ["model", "layer", "head", "kind", "score", "low", "high", "null", "n"]
     assert len(rows) == 2 * 3 * 4 * len(KINDS)
@@ -219,27 +219,27 @@ def test_table_has_a_row_per_head_and_kind_with_its_interval():
 
 def test_same_seed_same_table_other_seed_other_table():
     model = hl.load(build("llama"))
-    first, again, other = (hl.heads.score(model, ["self"], n=8, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (hl.heads.score(model, ["self"], num_samples=8, seed=seed) for seed in (0, 0, 1))
     assert first.table.equals(again.table)
     assert not first.table.equals(other.table)
 
 
 def test_batch_size_changes_nothing():
     model = hl.load(build("gemma2"))
-    tables = [hl.heads.score(model, n=9, length=8, max_gap=6, batch_tokens=b).table for b in (40, 100000)]
+    tables = [hl.heads.score(model, num_samples=9, seq_len=8, max_gap=6, batch_tokens=b).table for b in (40, 100000)]
     for column in ("score", "null", "low"):
         np.testing.assert_allclose(tables[0][column].to_numpy(), tables[1][column].to_numpy(), atol=1e-6)
 
 
 def test_random_models_do_not_beat_their_null():
     """A null that must not be found: on random weights no head gathers more at repeats than at its control."""
-    scores = hl.heads.score(hl.load(build("gpt_neox")), ["induction", "duplicate_token"], n=64, length=20)
+    scores = hl.heads.score(hl.load(build("gpt_neox")), ["induction", "duplicate_token"], num_samples=64, seq_len=20)
     gaps = [row["score"] - row["null"] for row in scores.table.to_pylist()]
     assert max(map(abs, gaps)) < 0.1
 
 
 def test_save_and_load(tmp_path):
-    scores = hl.heads.score(hl.load(build("gpt2")), ["self"], n=4)
+    scores = hl.heads.score(hl.load(build("gpt2")), ["self"], num_samples=4)
     assert hl.heads.HeadScores.load(scores.save(tmp_path / "run")).table.equals(scores.table)
 
 
@@ -249,7 +249,7 @@ def test_small_vocabularies_and_contexts_shrink_the_stimulus():
     config = tf.GPT2Config(
         vocab_size=21, n_positions=24, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
     )
-    scores = hl.heads.score(hl.load(tf.GPT2LMHeadModel(config)), ["induction"], n=4)
+    scores = hl.heads.score(hl.load(tf.GPT2LMHeadModel(config)), ["induction"], num_samples=4)
     (stimulus,) = scores.provenance.data.values()
     assert (stimulus["length"], stimulus["max_gap"]) == (10, 3)
 
@@ -269,6 +269,6 @@ def test_encoders_are_refused():
     from headlens._errors import UnsupportedArchitecture
 
     with pytest.raises(UnsupportedArchitecture, match="causal"):
-        hl.heads.score(hl.load(build("bert")), ["self"], n=4)
+        hl.heads.score(hl.load(build("bert")), ["self"], num_samples=4)
     with pytest.raises(UnsupportedArchitecture, match="causal half"):
         hl.heads.attention_patterns(hl.load(build("bert")), ["text"])

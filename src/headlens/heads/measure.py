@@ -39,9 +39,9 @@ Progress = Callable[[str, int, int], None]
 class Protocol:
     """How heads are measured; everything that changes a number is here."""
 
-    n: int = 256
+    num_samples: int = 256
     """Sequences per stimulus."""
-    length: int = 50
+    seq_len: int = 50
     """Tokens of the repeated part."""
     max_gap: int = 40
     """Longest random gap between a part and its repetition."""
@@ -51,13 +51,12 @@ class Protocol:
     batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
-        # Named as in Python and as on the command line.
         least = {
-            "n (--num-samples)": (self.n, 1),
-            "length (--seq-len)": (self.length, 2),
-            "max_gap (--max-gap)": (self.max_gap, 0),
-            "max_tokens (--max-tokens)": (self.max_tokens, 4),
-            "seed (--seed)": (self.seed, 0),
+            "num_samples": (self.num_samples, 1),
+            "seq_len": (self.seq_len, 2),
+            "max_gap": (self.max_gap, 0),
+            "max_tokens": (self.max_tokens, 4),
+            "seed": (self.seed, 0),
             "batch_tokens": (self.batch_tokens, 1),
         }
         for name, (value, bound) in least.items():
@@ -72,8 +71,8 @@ def score(
     corpus: str | Path | Sequence[str] | None = None,
     field: str = "text",
     stimulus: Stimulus | None = None,
-    n: int = 256,
-    length: int = 50,
+    num_samples: int = 256,
+    seq_len: int = 50,
     max_gap: int = 40,
     max_tokens: int = 128,
     seed: int = 0,
@@ -94,8 +93,8 @@ def score(
         they are measured on random tokens, and the provenance says so.
     stimulus
         Measure every kind on these sequences instead; nulls come from its control where it has one.
-    n, length, max_gap, max_tokens, seed
-        See `Protocol`. `length` shrinks, and is recorded so, where the vocabulary or context is too small.
+    num_samples, seq_len, max_gap, max_tokens, seed
+        See `Protocol`. `seq_len` shrinks, and is recorded so, where the vocabulary or context is too small.
 
     Raises
     ------
@@ -106,8 +105,8 @@ def score(
         If a model's attention is NaN.
     """
     names = known_kinds(kinds)
-    protocol = Protocol(n, length, max_gap, max_tokens, seed, batch_tokens)
-    texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, n)
+    protocol = Protocol(num_samples, seq_len, max_gap, max_tokens, seed, batch_tokens)
+    texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, num_samples)
     tables, described, data = [], [], {}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
@@ -172,17 +171,17 @@ def repeat_stimulus(model: Model, p: Protocol) -> Stimulus:
     """Return repeats that fit the model's vocabulary and context; the gap shrinks before the repeated part."""
     ids = allowed_ids(model)
     room = model.n_ctx - (model.bos is not None)
-    length = min(p.length, len(ids) // 2, room // 2)
+    length = min(p.seq_len, len(ids) // 2, room // 2)
     if length < 2:
         raise DataError(f"{model.name} reads {room} tokens of {len(ids)} ordinary ids: too few to repeat any.")
     max_gap = min(p.max_gap, room - 2 * length)
-    return repeats(ids, n=p.n, length=length, max_gap=max_gap, bos=model.bos, seed=p.seed)
+    return repeats(ids, n=p.num_samples, length=length, max_gap=max_gap, bos=model.bos, seed=p.seed)
 
 
 def _random_tokens(model: Model, p: Protocol) -> Stimulus:
     ids = allowed_ids(model)
-    length = min(2 * p.length, len(ids), model.n_ctx - 1)
-    return plain(ids, n=p.n, length=length, bos=model.bos, seed=p.seed)
+    length = min(2 * p.seq_len, len(ids), model.n_ctx - 1)
+    return plain(ids, n=p.num_samples, length=length, bos=model.bos, seed=p.seed)
 
 
 def allowed_ids(model: Model) -> np.ndarray:

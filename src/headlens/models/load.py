@@ -183,8 +183,8 @@ def _check_finite(model: Model) -> None:
         # The sum is one cheap pass; only where it overflows or is NaN does every entry count.
         if not torch.isfinite(total) and not bool(torch.isfinite(weight).all()):
             raise InvalidWeights(
-                f"{model.name} has NaN or infinite values in {key}: its file is damaged, or its "
-                "training diverged. Use another checkpoint."
+                f"{model.name} has NaN or infinite values in {key}: its file is damaged, its training diverged, or its "
+                f"numbers do not fit {str(weight.dtype).removeprefix('torch.')}. Use another checkpoint or a wider dtype."
             )
 
 
