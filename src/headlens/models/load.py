@@ -182,9 +182,10 @@ def _check_finite(model: Model) -> None:
         total = weight.detach().sum(dtype=torch.promote_types(weight.dtype, torch.float32))
         # The sum is one cheap pass; only where it overflows or is NaN does every entry count.
         if not torch.isfinite(total) and not bool(torch.isfinite(weight).all()):
+            dtype = str(weight.dtype).removeprefix("torch.")
             raise InvalidWeights(
-                f"{model.name} has NaN or infinite values in {key}: its file is damaged, its training diverged, or its "
-                f"numbers do not fit {str(weight.dtype).removeprefix('torch.')}. Use another checkpoint or a wider dtype."
+                f"{model.name} has NaN or infinite values in {key}: its file is damaged, its training diverged, or "
+                f"its numbers do not fit {dtype}. Use another checkpoint or a wider dtype."
             )
 
 
