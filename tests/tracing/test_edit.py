@@ -308,3 +308,11 @@ def test_gradients_flow_through_the_pattern():
         model.forward(tokens).logits.sum().backward()
     assert kept[0].grad is not None
     assert kept[0].grad.abs().sum() > 0
+
+
+def test_a_changed_resid_mid_goes_on_before_any_tap_of_resid_post():
+    """Also where the tap of resid_post was there first, in an enclosing edit."""
+    model, tokens = hl.load(build("gpt2")), ids(1, 5)
+    outer = hl.Edit("blocks.1.hook_resid_post", lambda v: torch.full_like(v, 7))
+    with hl.edit(model, [outer]), hl.edit(model, [hl.ablate("blocks.1.hook_resid_mid")]):
+        assert (read(model, tokens, "blocks.1.hook_resid_post") == 7).all()
