@@ -154,7 +154,7 @@ def print_summary(scores: Any) -> None:
         _console.out.print(table)
     _console.out.print(
         "[dim]score: mean share of attention that goes where this kind of head would look.\n"
-        "null: the strongest head's score with nothing repeated, or with attention spread evenly.[/]"
+        "null: the same head's score with nothing repeated, or with even attention.[/]"
     )
 
 
