@@ -257,3 +257,8 @@ def test_norms_without_gain_freeze():
     x = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
     head = model.head(0, 0)
     torch.testing.assert_close(head.freeze_norms(x, x).query(x, 0), head.query(x, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_verify_records_the_length_it_tested():
+    report = hl.verify(build("gpt2"), n_tokens=100_000)
+    assert report.provenance.data["tokens"]["n_tokens"] == 128

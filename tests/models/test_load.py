@@ -235,3 +235,8 @@ def test_no_tokenizer_is_none_not_one_made_up(name, tmp_path):
     model = hl.load(tmp_path)
     assert model.tokenizer is None
     assert model.bos == model.config.bos_token_id
+
+
+def test_a_zoo_name_without_its_prefix_is_recognised():
+    with pytest.raises(ModelNotFound, match="zoo:llama-small"):
+        hl.load("llama-small")

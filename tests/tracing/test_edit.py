@@ -314,3 +314,13 @@ def test_a_changed_resid_mid_goes_on_before_any_tap_of_resid_post():
     outer = hl.Edit("blocks.1.hook_resid_post", lambda v: torch.full_like(v, 7))
     with hl.edit(model, [outer]), hl.edit(model, [hl.ablate("blocks.1.hook_resid_mid")]):
         assert (read(model, tokens, "blocks.1.hook_resid_post") == 7).all()
+
+
+def test_patch_at_positions_of_a_site_without_heads():
+    model, tokens = hl.load(build("gpt2")), ids(2, 8)
+    site = "blocks.1.hook_resid_pre"
+    stream = read(model, tokens, site)
+    with hl.edit(model, [hl.patch(site, torch.ones(48), position=7)]):
+        new = read(model, tokens, site)
+    assert (new[:, 7] == 1).all()
+    assert torch.equal(new[:, :7], stream[:, :7])

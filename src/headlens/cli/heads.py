@@ -86,6 +86,9 @@ def heads(
                 progress=progress,
             )
         )
+    for what, made in scores.provenance.data.items():
+        if made.get("length", seq_len) < seq_len and made["name"] == "repeats":
+            _console.note(f"{what}: --seq-len cut to {made['length']}, all that vocabulary and context hold", quiet)
     if out is not None:
         scores.save(out)
         _console.note(f"scores: {out / 'table.parquet'}", quiet)

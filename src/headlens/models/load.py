@@ -103,9 +103,17 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         return name, {"local_files_only": True}
     if Path(name).exists():
         raise ModelNotFound(f"{name} is a file; a model is a folder that save_pretrained wrote (config.json in it).")
+    if name in _zoo_names():
+        raise ModelNotFound(f"There is no folder {name}; the model that ships with headlens is {ZOO}{name}.")
     if not _HUB_ID.fullmatch(name):
         raise ModelNotFound(f"There is no folder {name}. Name a model folder, a hub id or {ZOO}NAME.")
     return name, {"revision": revision} if revision else {}
+
+
+def _zoo_names() -> tuple[str, ...]:
+    from headlens import zoo
+
+    return zoo.names()
 
 
 def _config(name: str, location: str, options: dict[str, Any]) -> Any:

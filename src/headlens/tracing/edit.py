@@ -113,7 +113,7 @@ def patch(site: str, value: Tensor, *, head: int | None = None, position: int | 
         if head is not None:
             place[_head_axis(site)] = head
         if where is not None:
-            place[2 if _head_axis(site) == 1 else 1] = list(where)
+            place[_token_axis(site)] = list(where)
         new[tuple(place)] = value.to(device=old.device, dtype=old.dtype)
         return new
 
@@ -158,6 +158,11 @@ def _others(n: int, generator: torch.Generator | None) -> Tensor:
     taken = torch.empty_like(order)
     taken[order] = order.roll(1)  # along one random cycle
     return taken
+
+
+def _token_axis(site: str) -> int:
+    """Which axis of a site's value counts tokens (at scores and patterns: queries)."""
+    return 2 if site.endswith(("hook_attn_scores", "hook_pattern")) else 1
 
 
 def _head_axis(site: str) -> int:

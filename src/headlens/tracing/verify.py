@@ -75,8 +75,9 @@ class ParityReport(Result):
 def verify(source: Any, *, n_tokens: int = 64, seed: int = 0, **load_options: Any) -> ParityReport:
     """Compare every head's recomputed scores, patterns and outputs with the model itself.
 
-    The test batch is three random sequences of `n_tokens`, half of it and a third of it, so that padding is
-    exercised; sliding windows longer than `n_tokens` are not. `load_options` go to `hl.load`.
+    The test batch is three random sequences of `n_tokens` (at most the context; the result records it), half of
+    it and a third of it, so that padding is exercised; sliding windows longer than that are not. `load_options`
+    go to `hl.load`.
 
     Raises
     ------
@@ -89,7 +90,8 @@ def verify(source: Any, *, n_tokens: int = 64, seed: int = 0, **load_options: An
     model.check_causal("it has no heads to verify")
     if n_tokens < 4:
         raise DataError(f"n_tokens must be 4 or more, not {n_tokens}: shorter sequences hardly attend to anything.")
-    ids, mask = _test_batch(model, min(n_tokens, model.n_ctx), seed)
+    n_tokens = min(n_tokens, model.n_ctx)
+    ids, mask = _test_batch(model, n_tokens, seed)
     (batch,) = capture(model, ids, [f"blocks.*.{s}" for s in _SITES], mask=mask, batch_tokens=ids.numel())
     patterns = _own_patterns(model, ids, mask)
     rows = [row for layer in range(model.n_layers) for row in _layer_checks(model, batch, layer, patterns[layer])]
