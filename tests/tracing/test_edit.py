@@ -324,3 +324,9 @@ def test_patch_at_positions_of_a_site_without_heads():
         new = read(model, tokens, site)
     assert (new[:, 7] == 1).all()
     assert torch.equal(new[:, :7], stream[:, :7])
+
+
+def test_one_edit_needs_no_list():
+    model, tokens = hl.load(build("gpt2")), ids(1, 4)
+    with hl.edit(model, hl.ablate("blocks.1.attn.hook_z")):
+        assert not read(model, tokens, "blocks.1.attn.hook_z").any()

@@ -31,8 +31,8 @@ VIEWS = ("head_grid", "attention", "provenance")
 _EXPORT = "export default { render };"
 
 
-def write_report(results: Sequence[Result], path: str | Path, *, title: str | None = None) -> Path:
-    """Write one self-contained page that shows `results`, and return its path.
+def write_report(results: Sequence[Result] | Result, path: str | Path, *, title: str | None = None) -> Path:
+    """Write one self-contained page that shows `results` (one, or several), and return its path.
 
     `results` holds HeadScores and at most one AttentionPatterns per model. The same results give the
     same bytes. Any existing file is replaced, and only once the page is complete.
@@ -45,7 +45,7 @@ def write_report(results: Sequence[Result], path: str | Path, *, title: str | No
         If the file cannot be written.
     """
     path = Path(path)
-    page = _page(traits(results), title)
+    page = _page(traits([results] if isinstance(results, Result) else results), title)
     with whole_file(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", errors="replace"))  # a title may hold a lone surrogate
     return path

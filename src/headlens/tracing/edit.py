@@ -32,8 +32,8 @@ class Edit:
 
 
 @contextlib.contextmanager
-def edit(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
-    """Apply `edits`, in order, to every forward pass inside the block.
+def edit(model: Model, edits: Sequence[Edit] | Edit) -> Iterator[None]:
+    """Apply `edits` (one, or several in order) to every forward pass inside the block.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def edit(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
         run inside the block at all: `hl.capture` is lazy, and would run unedited once the block is over.
     """
     changes: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
-    for one in edits:
+    for one in [edits] if isinstance(edits, Edit) else edits:
         for site in parse_site(model, one.site):
             changes.setdefault(site, []).append(one.change)
     with tapped(model, {site: _in_order(several) for site, several in changes.items()}) as watch:
