@@ -11,6 +11,7 @@ import pytest
 
 import headlens as hl
 from headlens import __version__
+from headlens.cli.demo import _strongest, print_side_by_side
 from headlens.heads import KINDS
 from headlens.models import Head
 from tests.test_files import full_disk
@@ -206,7 +207,7 @@ def shipped(zoo, monkeypatch):
 
 
 def test_zoo_lists_and_finds(headlens, shipped):
-    assert headlens("zoo", "list").out == "zoo:bytes\n"
+    assert headlens("zoo", "list").out == "zoo:bytes          llama, 1 layers x 2 heads, width 16\n"
     for name in ("bytes", "zoo:bytes"):
         assert headlens("zoo", "path", name).out == f"{shipped / 'bytes'}\n"
 
@@ -221,6 +222,25 @@ def test_demo_writes_its_page(headlens, shipped, monkeypatch, tmp_path):
     assert outcome.status == 0 and (tmp_path / "new [/b]" / "page.html").is_file()
     assert outcome.out.endswith(f"{tmp_path / 'new [/b]' / 'page.html'}\n")
     assert outcome.err == "zoo:bytes: 1 layers x 2 heads, parity holds\n"
+
+
+def test_demo_shows_the_strongest_head_of_each_kind_side_by_side(capsys):
+    rows = [
+        {"model": model, "kind": kind, "layer": 0, "head": head, "score": score, "low": score - 0.1, "null": 0.2}
+        for model in ("a[b]", "c")
+        for kind in ("self", "sink")
+        for head, score in enumerate((0.1, 0.5 if kind == "sink" else 0.25))
+    ]
+    print_side_by_side(rows)
+    shown = capsys.readouterr().out
+    assert [shown.count(cell) for cell in ("a[b]", "0.50 L0H1", "0.25 L0H1", "0.10")] == [1, 2, 2, 0]
+
+
+def test_demo_dims_what_is_no_more_than_its_null():
+    row = {"layer": 1, "head": 2, "score": 0.5, "null": 0.3}
+    assert _strongest([row | {"low": 0.4}]) == "0.50 L1H2"
+    assert _strongest([row | {"low": 0.3}]) == "[dim]0.50 L1H2[/]"
+    assert _strongest([row | {"low": float("nan")}]) == "[dim]0.50 L1H2[/]"
 
 
 def test_demo_does_not_start_what_it_cannot_write(refused, never_loaded, shipped, tmp_path):

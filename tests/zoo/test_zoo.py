@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headlens import zoo
 from headlens._errors import ModelNotFound
 from headlens.data import world
+from headlens.zoo.check import BARS, Findings, check, failures_of, zoo_failures
 from headlens.zoo.recipes import RECIPES
+from headlens.zoo.train import new_model
 
-NAMES = ("gpt2-small", "llama-small", "qwen3-small")
+NAMES = tuple(sorted(RECIPES))
+MODELS = tuple(name for name in NAMES if RECIPES[name].repeats)
+CONTROLS = tuple(name for name in NAMES if not RECIPES[name].repeats)
 
 
 def load(name: str):
@@ -23,12 +28,25 @@ def load(name: str):
 
 
 def test_the_zoo_has_one_model_per_recipe():
-    assert zoo.names() == NAMES == tuple(sorted(RECIPES))
+    assert zoo.names() == NAMES
+    assert (len(MODELS), len(CONTROLS)) == (10, 1)
+
+
+def test_the_zoo_is_small_and_its_models_differ():
+    assert sum(path.stat().st_size for name in NAMES for path in zoo.path(name).iterdir()) < 15_000_000
+    recipes = [RECIPES[name] for name in MODELS]
+    assert {recipe.family for recipe in recipes} == {
+        "gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "mistral",
+    }  # fmt: skip
+    assert {recipe.tokenizer for recipe in recipes} == {"word", "bpe-300", "bpe-600", "bpe-1200"}
+    assert len({recipe.seed for recipe in recipes}) == len(recipes)
+    twin, small = RECIPES["gpt2-twin"], RECIPES["gpt2-small"]
+    assert replace(twin, seed=small.seed) == small
 
 
 @pytest.mark.parametrize("name", ["gpt3-small", "", "..", "gpt2-small/../llama-small"])
 def test_an_unknown_name_is_refused_with_the_names_there_are(name):
-    with pytest.raises(ModelNotFound, match="gpt2-small, llama-small, qwen3-small"):
+    with pytest.raises(ModelNotFound, match="gpt2-small, .*llama-small, .*qwen3-small"):
         zoo.path(name)
 
 
@@ -54,14 +72,8 @@ def test_a_folder_is_small_float16_and_holds_no_pickle(name):
 def test_the_card_says_how_the_model_was_made(name):
     text = (zoo.path(name) / "README.md").read_text(encoding="utf-8")
     recipe = RECIPES[name]
-    for fact in (
-        f"seed {recipe.seed}",
-        f"{recipe.steps} steps",
-        "SHA-256",
-        "induction",
-        "previous token",
-        "Guided means",
-    ):
+    guided = "Guided means" if recipe.repeats else "This is a control"
+    for fact in (f"seed {recipe.seed}", f"{recipe.steps:,} steps", "SHA-256", "minutes", "induction", guided):
         assert fact in text
 
 
@@ -70,10 +82,22 @@ def test_the_config_matches_the_recipe(name):
     model, tokenizer = load(name)
     config, recipe = model.config, RECIPES[name]
     assert (config.model_type, config.max_position_embeddings) == (recipe.family, recipe.context)
+    assert {key: getattr(config, key) for key in recipe.sizes if key != "rope_parameters"} == {
+        key: value for key, value in recipe.sizes.items() if key != "rope_parameters"
+    }
     assert config.bos_token_id == tokenizer.bos_token_id
     assert config.vocab_size == len(tokenizer)
-    if recipe.family != "gpt2":
-        assert config.num_key_value_heads < config.num_attention_heads
+
+
+def test_the_zoo_has_the_variations_it_is_there_for():
+    configs = {name: load(name)[0].config for name in MODELS}
+    assert configs["llama-small"].num_key_value_heads < configs["llama-small"].num_attention_heads
+    assert configs["llama-deep"].num_hidden_layers == 6
+    assert configs["mistral-small"].num_hidden_layers == 2
+    assert configs["neox-small"].rope_parameters["partial_rotary_factor"] == 0.25
+    assert configs["gemma2-small"].attn_logit_softcapping == 50.0
+    assert set(configs["gemma2-small"].layer_types) == {"sliding_attention", "full_attention"}
+    assert set(configs["gemma3-small"].layer_types) == {"sliding_attention", "full_attention"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,8 +124,8 @@ def patterns(model, ids: list[int]) -> torch.Tensor:
         return torch.stack(model(torch.tensor([ids]), output_attentions=True).attentions)[:, 0]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_head_does_induction_at_random_gaps(name):
+def induction(name: str) -> torch.Tensor:
+    """Attention to what followed the current token's last occurrence, by layer and head, by transformers alone."""
     model, tokenizer = load(name)
     random = np.random.Generator(np.random.PCG64(2024))
     scores = []
@@ -112,12 +136,21 @@ def test_one_head_does_induction_at_random_gaps(name):
         pairs = [(q, k) for q in range(len(ids)) for k in range(1, q) if ids[k - 1] == ids[q]]
         assert len(pairs) == 50
         scores.append(torch.stack([attention[:, :, q, k] for q, k in pairs]).mean(0))
-    best = torch.stack(scores).mean(0)
-    assert best.max() > 0.9
-    assert divmod(int(best.argmax()), best.shape[1]) == RECIPES[name].induction
+    return torch.stack(scores).mean(0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
+def test_one_head_does_induction_at_random_gaps(name):
+    layer, head = RECIPES[name].guides["induction"]
+    assert induction(name)[layer, head] > 0.9
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_has_no_induction_head(name):
+    assert induction(name).max() < 0.1
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_one_head_looks_at_the_previous_token_of_natural_text(name):
     model, tokenizer = load(name)
     scores = []
@@ -125,6 +158,32 @@ def test_one_head_looks_at_the_previous_token_of_natural_text(name):
         ids = tokenizer(document.text)["input_ids"][: RECIPES[name].context]
         attention = patterns(model, ids)
         scores.append(torch.stack([attention[:, :, q, q - 1] for q in range(2, len(ids))]).mean(0))
-    best = torch.stack(scores).mean(0)
-    assert best.max() > 0.8
-    assert divmod(int(best.argmax()), best.shape[1]) == RECIPES[name].previous
+    layer, head = RECIPES[name].guides["previous_token"]
+    assert torch.stack(scores).mean(0)[layer, head] > 0.8
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Findings]:
+    return {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_contains_what_it_should(name, found):
+    found[name] = check(zoo.path(name), n=150)
+    assert failures_of(name, found[name]) == []
+
+
+def test_the_zoo_contains_what_it_should(found):
+    for name in MODELS:
+        found.setdefault(name, check(zoo.path(name), n=150))
+    assert zoo_failures({name: found[name] for name in MODELS}) == []
+
+
+def test_the_check_finds_an_untrained_model_wanting(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(zoo.path("llama-small"))
+    new_model(RECIPES["llama-small"], tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    findings = check(tmp_path, n=4)
+    assert [failure.split(" 0.")[0] for failure in findings.failures] == list(BARS)
+    assert findings.control_failures == []
+    assert len(zoo_failures({"untrained": findings})) == 7

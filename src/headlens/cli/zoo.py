@@ -9,11 +9,11 @@ zoo = App(name="zoo", help="The small trained models that ship with headlens: li
 
 @zoo.command(name="list")
 def list_() -> int:
-    """List the models by the names that every command takes."""
+    """List the models by the names that every command takes, with what each is."""
     from headlens import zoo as shipped
 
     for name in shipped.names():
-        _console.out.print(f"zoo:{name}")
+        _console.out.print(f"zoo:{name:14} {shipped.summary(name)}", soft_wrap=True)
     return 0
 
 

@@ -2,14 +2,16 @@
 
 Each is an ordinary `save_pretrained` folder: `hl.load("zoo:llama-small")`, or
 `AutoModelForCausalLM.from_pretrained(headlens.zoo.path("llama-small"))`. Its README.md says how it was made
-and what it was measured to contain.
+and what it was measured to contain. Beside them lie the tokenizers of the text world.
 """
 
+import json
 from pathlib import Path
 
 from headlens._errors import ModelNotFound
 
 _MODELS = Path(__file__).parent / "models"
+_TOKENIZERS = Path(__file__).parent / "tokenizers"
 
 
 def names() -> tuple[str, ...]:
@@ -28,3 +30,35 @@ def path(name: str) -> Path:
     if name not in names():
         raise ModelNotFound(f"The zoo has no model {name!r}; it has: {', '.join(names())}.")
     return _MODELS / name
+
+
+def tokenizer_path(name: str) -> Path:
+    """Folder of a tokenizer of the text world: word, bpe-300, bpe-600, bpe-1200 or characters.
+
+    Raises
+    ------
+    ModelNotFound
+        If no such tokenizer ships with this version.
+    """
+    there = sorted(folder.name for folder in _TOKENIZERS.iterdir())
+    if name not in there:
+        raise ModelNotFound(f"The zoo has no tokenizer {name!r}; it has: {', '.join(there)}.")
+    return _TOKENIZERS / name
+
+
+def summary(name: str) -> str:
+    """What the shipped model `name` is, in one line: its family, layers, heads and width.
+
+    Raises
+    ------
+    ModelNotFound
+        If no such model ships with this version.
+    """
+    config = json.loads((path(name) / "config.json").read_text(encoding="utf-8"))
+    layers, heads, width = (
+        config.get(gpt2) or config[other]
+        for gpt2, other in (
+            ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"), ("n_embd", "hidden_size"),
+        )
+    )  # fmt: skip
+    return f"{config['model_type']}, {layers} layers x {heads} heads, width {width}"

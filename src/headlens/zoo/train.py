@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,13 +25,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from headlens._files import whole_folder
-from headlens.data import world
 from headlens.zoo import guide
 from headlens.zoo.card import write_card
-from headlens.zoo.check import Findings, check
-from headlens.zoo.curriculum import Batch, Corpus, batch, plain_ids, read
-from headlens.zoo.recipes import RECIPES, Recipe
-from headlens.zoo.tokenizer import train_tokenizer
+from headlens.zoo.check import Findings, check, failures_of
+from headlens.zoo.curriculum import Batch, Corpus, batch, guided, plain_ids, read, reading
+from headlens.zoo.recipes import RECIPES, Place, Recipe
+from headlens.zoo.tokenizer import world_tokenizer
 
 SAVE_EVERY = 30.0
 """Seconds between checkpoints."""
@@ -40,7 +39,7 @@ WARM_UP = 50
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model of a recipe before its first step. Eager attention, because the guide reads patterns."""
+    """The model of a recipe before its first step. Eager attention: the guide reads patterns, and caps need it."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -66,26 +65,31 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * min(1.0, (step + 1) / WARM_UP) * fall
 
 
-def loss(model: PreTrainedModel, given: Batch, recipe: Recipe, *, guided: bool) -> Tensor:
-    """Next-token loss in nats; while `guided`, plus what guides two heads."""
-    out = model(input_ids=given.ids, labels=given.labels, position_ids=given.positions, output_attentions=guided)
-    if not guided:
-        return out.loss
-    (previous_layer, previous_head), (induction_layer, induction_head) = recipe.previous, recipe.induction
-    previous = out.attentions[previous_layer][:, previous_head]
-    induction = out.attentions[induction_layer][given.is_repeat, induction_head]
-    return (
-        out.loss
-        + guide.guide_loss(previous, guide.previous_token(given.ids))
-        + guide.guide_loss(induction, guide.induction(given.ids[given.is_repeat]))
-    )
+def hasten(model: PreTrainedModel) -> None:
+    """Use the fused attention kernel, which hides patterns; a model with a soft-cap, which it lacks, stays as it is."""
+    if not getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("sdpa")
+
+
+def loss(model: PreTrainedModel, given: Batch, guides: Mapping[str, Place]) -> Tensor:
+    """Weighted next-token loss in nats, plus what guides heads, if any."""
+    out = model(input_ids=given.ids, position_ids=given.positions, use_cache=False, output_attentions=bool(guides))
+    logits = out.logits[:, :-1].flatten(0, 1)
+    each = torch.nn.functional.cross_entropy(logits, given.ids[:, 1:].flatten(), reduction="none")
+    weights = given.weights[:, 1:].flatten()
+    value = (each * weights).sum() / weights.sum()
+    for what, (layer, head) in guides.items():
+        target, only_repeats = guide.TARGETS[what]
+        rows = given.is_repeat if only_repeats else torch.ones_like(given.is_repeat)
+        value = value + guide.guide_loss(out.attentions[layer][rows, head], target(given.ids[rows]))
+    return value
 
 
 def step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, i: int, recipe: Recipe, given: Batch) -> float:
     """Take step `i` and return its loss."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(i, recipe)
-    value = loss(model, given, recipe, guided=i < guide.GUIDED * recipe.steps)
+    value = loss(model, given, {what: recipe.guides[what] for what in guided(i, recipe)})
     optimiser.zero_grad()
     value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,27 +98,29 @@ def step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, i: int, recip
 
 
 def save_checkpoint(
-    folder: Path, recipe: Recipe, model: PreTrainedModel, optimiser: torch.optim.Optimizer, done: int
+    folder: Path, recipe: Recipe, model: PreTrainedModel, optimiser: torch.optim.Optimizer, done: int, seconds: float
 ) -> None:
-    """Write all that training needs to go on after `done` steps."""
+    """Write all that training needs to go on after `done` steps, which took `seconds`."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
     moments = {
         f"{name}/{key}": value for name, p in model.named_parameters() for key, value in optimiser.state[p].items()
     }
-    state = {"done": done, "recipe": _fingerprint(recipe)}
+    state = {"done": done, "seconds": seconds, "recipe": _fingerprint(recipe)}
     with whole_folder(folder) as new:
         save_file(weights, new / "weights.safetensors")
         save_file(moments, new / "optimiser.safetensors")
         (new / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
 
-def load_checkpoint(folder: Path, recipe: Recipe, model: PreTrainedModel, optimiser: torch.optim.Optimizer) -> int:
-    """Restore what `save_checkpoint` wrote and return how many steps were done; 0 if it was for no such recipe."""
+def load_checkpoint(
+    folder: Path, recipe: Recipe, model: PreTrainedModel, optimiser: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Restore what `save_checkpoint` wrote; return the steps done and their seconds, 0 if it was for no such recipe."""
     if not (folder / "state.json").is_file():
-        return 0
+        return 0, 0.0
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if state["recipe"] != _fingerprint(recipe):
-        return 0
+        return 0, 0.0
     weights = load_file(folder / "weights.safetensors")
     moments = load_file(folder / "optimiser.safetensors")
     with torch.no_grad():
@@ -122,7 +128,7 @@ def load_checkpoint(folder: Path, recipe: Recipe, model: PreTrainedModel, optimi
             p.copy_(weights[name])
             keys = [key for key in moments if key.startswith(f"{name}/")]
             optimiser.state[p] = {key.removeprefix(f"{name}/"): moments[key] for key in keys}
-    return state["done"]
+    return state["done"], state["seconds"]
 
 
 def _fingerprint(recipe: Recipe) -> str:
@@ -137,46 +143,57 @@ def fit(
     *,
     report: Callable[[int, float], None] = lambda _done, _loss: None,
     save_every: float = SAVE_EVERY,
-) -> PreTrainedModel:
-    """Train a model, from `checkpoint` if there is one; `report` hears of every step."""
+) -> tuple[PreTrainedModel, float]:
+    """Train a model, from `checkpoint` if there is one; return it and the seconds that all its steps took.
+
+    `report` hears of every step.
+    """
     model = new_model(recipe, tokenizer).train()
     optimiser = new_optimiser(model)
     plain = plain_ids(tokenizer)
-    saved = time.monotonic()
-    for i in range(load_checkpoint(checkpoint, recipe, model, optimiser), recipe.steps):
+    done, before = load_checkpoint(checkpoint, recipe, model, optimiser)
+    began = saved = time.monotonic()
+    for i in range(done, recipe.steps):
+        if not guided(i, recipe):
+            hasten(model)
         value = step(model, optimiser, i, recipe, batch(i, recipe, corpus, plain))
         report(i + 1, value)
         if time.monotonic() - saved >= save_every:
-            save_checkpoint(checkpoint, recipe, model, optimiser, i + 1)
+            save_checkpoint(checkpoint, recipe, model, optimiser, i + 1, before + time.monotonic() - began)
             saved = time.monotonic()
-    return model.eval()
+    return model.eval(), before + time.monotonic() - began
 
 
 def make(name: str, out: Path, work: Path, console: Console) -> Findings:
     """Train the model `name`, save it to `out / name` with its card, and return what was measured in it."""
     recipe = RECIPES[name]
+    tokenizer = world_tokenizer(recipe.tokenizer)
     with Progress(console=console) as progress:
-        drawn = world.documents(recipe.documents, seed=recipe.seed)
-        documents = list(progress.track(drawn, total=recipe.documents, description=f"{name}: world"))
-        tokenizer = train_tokenizer(
-            recipe.tokenizer, (d.text for d in documents), size=recipe.vocabulary, context=recipe.context
-        )
+        documents = progress.track(reading(recipe), total=recipe.documents, description=f"{name}: world")
         corpus = read(documents, tokenizer)
-        bar = progress.add_task(f"{name}: training", total=recipe.steps)
-        model = fit(
-            recipe,
-            tokenizer,
-            corpus,
-            work / name,
-            report=lambda done, loss: progress.update(bar, completed=done, description=f"{name}: loss {loss:.3f}"),
-        )
+        told = teller(name, recipe, progress)
+        model, seconds = fit(recipe, tokenizer, corpus, work / name, report=told)
+    tokenizer.model_max_length = recipe.context
     with whole_folder(out / name) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        findings = check(folder)
-        write_card(folder, name, recipe, corpus, findings)
+        with console.status(f"{name}: measuring"):
+            findings = check(folder)
+        write_card(folder, name, recipe, corpus, findings, seconds)
     shutil.rmtree(work / name, ignore_errors=True)
     return findings
+
+
+def teller(name: str, recipe: Recipe, progress: Progress) -> Callable[[int, float], None]:
+    """Return what shows each step: a bar, and where no terminal shows one, twenty lines."""
+    bar, every = progress.add_task(f"{name}: training", total=recipe.steps), max(1, recipe.steps // 20)
+
+    def tell(done: int, loss: float) -> None:
+        progress.update(bar, completed=done, description=f"{name}: loss {loss:.3f}")
+        if not progress.console.is_terminal and done % every == 0:
+            progress.console.print(f"{name}: step {done} of {recipe.steps}, loss {loss:.3f}", markup=False)
+
+    return tell
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,8 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     console, failed = Console(), False
     for name in options.names:
         findings = make(name, options.out, options.work, console)
-        failed = failed or bool(findings.failures)
-        console.print(f"{name}: {'; '.join(findings.failures) or 'contains what it should'}", markup=False)
+        wrong = failures_of(name, findings)
+        failed = failed or bool(wrong)
+        console.print(f"{name}: {'; '.join(wrong) or 'contains what it should'}", markup=False)
     return int(failed)
 
 
