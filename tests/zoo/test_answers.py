@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headlens.data import world
+from headlens.models import Model, load
 from headlens.zoo import answers
 from headlens.zoo.answers import Case, answers_of, shuffle, spell, stretch, swap
 from headlens.zoo.tokenizer import train_tokenizer
+from tests.families import build
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -63,11 +65,11 @@ def test_shuffling_moves_what_stands_up_to_the_last_source_and_nothing_else(toke
         assert last < 10 or (case.ids != shuffled.ids).any()
 
 
-def reader_of(cases: list[Case], wrong: set[tuple[int, int]]):
-    """A reader that knows what comes next in every case, but at (case, place)."""
+def reading(cases: list[Case], wrong: set[tuple[int, int]]):
+    """The forward pass of a reader that knows what comes next in every case, but at (case, place)."""
     rows = {tuple(case.ids[: case.answer[-1]].tolist()): i for i, case in enumerate(cases)}
 
-    def forward(ids):
+    def forward(_model, ids):
         guesses = torch.zeros(*ids.shape, 100)
         for row in range(len(ids)):
             (which,) = [i for known, i in rows.items() if tuple(ids[row, : len(known)].tolist()) == known]
@@ -76,11 +78,11 @@ def reader_of(cases: list[Case], wrong: set[tuple[int, int]]):
                 guesses[row, place - 1, token] = 1.0
         return SimpleNamespace(logits=guesses)
 
-    return SimpleNamespace(forward=forward)
+    return forward
 
 
-def test_an_answer_is_right_when_its_every_token_is_the_first_choice():
+def test_an_answer_is_right_when_its_every_token_is_the_first_choice(monkeypatch):
     cases = [Case(np.array([1, 10 + i, 2, 3, 4, 5, 6]), np.array([3, 4])) for i in range(70)]
-    reader = reader_of(cases, {(0, 3), (1, 4), (2, 2), (3, 5)})
-    right = answers.predicted(reader, cases)
+    monkeypatch.setattr(Model, "forward", reading(cases, {(0, 3), (1, 4), (2, 2), (3, 5)}))
+    right = answers.predicted(load(build("gpt2")), cases)
     assert right.tolist() == [False, False] + [True] * 68

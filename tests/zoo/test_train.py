@@ -111,7 +111,7 @@ def test_answers_weigh_more_than_other_tokens(tokenizer):
 
 
 def test_the_loss_is_the_weighted_mean(tokenizer, corpus):
-    model, given = new_model(CONTROL, tokenizer).eval(), batch(0, TINY, corpus, plain_ids(tokenizer))
+    model, given = new_model(TINY, tokenizer).eval(), batch(0, TINY, corpus, plain_ids(tokenizer))
     with torch.no_grad():
         logits = model(given.ids, position_ids=given.positions).logits[:, :-1].log_softmax(-1)
         mine = -logits.gather(2, given.ids[:, 1:, None])[..., 0]
