@@ -157,6 +157,7 @@ def test_headlens_verifies_it(name, architecture):
 def test_a_model_object_alone_knows_how_its_sequences_begin(name, architecture):
     c = construction(name, architecture)
     assert hl.load(c.model).bos == design(name).bos
+    assert len(c.tokenizer) == loaded(c).vocab_size == len(design(name).tokens)
     assert c.model.config.eos_token_id is None  # the default of transformers lies outside the vocabulary
     assert c.model.config.pad_token_id is None
 

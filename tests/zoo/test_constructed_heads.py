@@ -233,8 +233,9 @@ def test_all_kinds_has_every_kind_once():
         for kind in construction(name).heads.values()
     }
     assert sorted(c.heads.values()) == sorted(others | {"self", "sink", "offset_3"})
-    pattern = read(c, list(range(60))).patterns[0, 4]
-    assert pattern.diagonal(-3).min() == near(1)
+    patterns = read(c, list(range(60))).patterns
+    assert patterns[0, 4].diagonal(-3).min() == near(1)
+    assert patterns[0, 5].diagonal(-19).min() == near(1)
 
 
 # --- rotation ---------------------------------------------------------------------------------------------------------

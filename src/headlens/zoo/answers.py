@@ -103,7 +103,7 @@ def spell(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -
 
 def fits(model: Model, case: Case) -> bool:
     """Whether the model can read up to the answer."""
-    return len(case.answer) > 0 and case.answer[-1] < model.n_ctx
+    return len(case.answer) > 0 and int(case.answer[-1]) < model.n_ctx
 
 
 def stretch(document: Document, span: Span) -> tuple[int, int]:
