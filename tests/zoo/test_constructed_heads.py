@@ -61,7 +61,7 @@ def test_a_positional_head_passes_for_induction_at_a_fixed_gap_only(architecture
     fixed, control = scores(c, "induction", max_gap=0), scores(c, "induction", max_gap=0, column="null")
     assert (fixed[0, 1], fixed[1, 0]) == (near(1), near(1))
     assert (control[0, 1], control[1, 0]) == (near(1), near(0))
-    random = scores(c, "induction", n=400)
+    random = scores(c, "induction", n=150)
     assert random[0, 1] == pytest.approx(1 / 40, abs=0.025)
     assert random[1, 0] == near(1)
 

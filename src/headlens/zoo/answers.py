@@ -76,7 +76,7 @@ def _accuracy(model: Model, answers: list[tuple[Document, Span]], rng: np.random
         swapped.append(spell(tokenizer, *swap(document, span, *donor)))
         shuffled.append(shuffle(case, tokenizer, document, span, rng))
     right = predicted(model, told)
-    mean, low, high = bootstrap_mean(right.astype(float), seed=0)
+    (mean,), (low,), (high,) = bootstrap_mean(right[:, None].astype(float), seed=0)
     controls = (float(predicted(model, cases).mean()) for cases in (swapped, shuffled))
     return Accuracy(len(right), float(mean), float(low), float(high), *controls)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headlens.data.world import Span, WorldConfig
@@ -25,6 +25,7 @@ class Words(Scene):
         self._raw = iter(words).__next__
 
 
+@settings(deadline=None)
 @given(seed=seeds, i=st.integers(0, 2**32), n=st.integers(1, 10**6))
 def test_a_draw_is_the_high_part_of_word_times_n(seed, i, n):
     _, _, third = np.random.PCG64([seed, i]).random_raw(3).tolist()  # topic and author are drawn first
@@ -37,6 +38,7 @@ def test_every_number_below_n_is_drawn_and_no_other():
     assert Words(0).below(7) == 0 and Words(2**64 - 1).below(7) == 6
 
 
+@settings(deadline=None)
 @given(seed=seeds, weights=st.lists(st.sampled_from([0.0, 0.05, 0.1, 1.0, 3.0]), min_size=1, max_size=5).filter(any))
 def test_a_weighted_draw_is_charged_by_its_share_and_never_takes_what_has_none(seed, weights):
     drawn = scene(seed)
@@ -59,6 +61,7 @@ def test_weights_are_frequencies():
     assert coins == pytest.approx(2400, abs=4 * 41)
 
 
+@settings(deadline=None)
 @given(seed=seeds, n=st.integers(0, 6))
 def test_some_of_are_different_ones_and_cost_n_over_n_minus_k(seed, n):
     drawn, pool = scene(seed), ("a", "b", "c", "d", "e", "f")
@@ -101,6 +104,7 @@ def test_an_echo_says_what_its_line_said():
     assert again(line) == Line("a b", (Span("x", 0, 1, (0,)), Span("y", 2, 3, (1,))))
 
 
+@settings(deadline=None)
 @given(seed=seeds)
 def test_a_template_never_says_a_word_twice_for_one_field(seed):
     words = fill(scene(seed), "{day} {day} {day} {day} {day} {day} {day}").text.split()
