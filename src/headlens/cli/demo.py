@@ -35,7 +35,8 @@ def demo(
 
     models = [load(f"zoo:{name}") for name in zoo.names()]
     for model in models:
-        parity = "holds" if verify(model, seed=seed).passed else "FAILS"
+        failed = [row for row in verify(model, seed=seed).table.to_pylist() if not row["passed"]]
+        parity = "holds" if not failed else "FAILS: " + ", ".join(map(_failure, failed))
         _console.note(f"{model.name}: {model.n_layers} layers x {model.n_heads} heads, parity {parity}", quiet)
     texts = [document.text for document in world.documents(N_DOCUMENTS, seed=seed + 1)]
     with _console.progress(quiet) as progress:
@@ -49,6 +50,12 @@ def demo(
     return 0
 
 
+def _failure(row: dict[str, Any]) -> str:
+    place = "" if row["layer"] is None else f" of layer {row['layer']}"
+    place += "" if row["head"] is None else f", head {row['head']}"
+    return f"{row['quantity']}{place} ({row['error']:.1e}, bound {row['bound']:.1e})"
+
+
 def print_side_by_side(rows: list[dict[str, Any]]) -> None:
     """Print the strongest head of each kind, a row per model and a column per kind."""
     from rich.markup import escape
@@ -58,11 +65,11 @@ def print_side_by_side(rows: list[dict[str, Any]]) -> None:
     table = Table("model", *(kind.replace("_", "\n") for kind in kinds))
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [[row for row in rows if (row["model"], row["kind"]) == (model, kind)] for kind in kinds]
-        table.add_row(escape(model), *(_strongest(of_kind) for of_kind in own))
+        table.add_row(escape(model.removeprefix("zoo:")), *(_strongest(of_kind) for of_kind in own))
     _console.out.print(table)
     _console.out.print(
-        "[dim]The strongest head of each kind: the share of its attention that goes where such a head would look, and\n"
-        "the head. Dim: no head of the model looks there more than its null, a control without the behaviour.[/]"
+        "[dim]The strongest head of each kind: the share of its attention that goes where\n"
+        "such a head would look, and which head it is. Dim: not more than its null.[/]"
     )
 
 

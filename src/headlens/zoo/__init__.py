@@ -6,6 +6,7 @@ and what it was measured to contain. Beside them lie the tokenizers of the text 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from headlens._errors import ModelNotFound
@@ -27,9 +28,7 @@ def path(name: str) -> Path:
     ModelNotFound
         If no such model ships with this version.
     """
-    if name not in names():
-        raise ModelNotFound(f"The zoo has no model {name!r}; it has: {', '.join(names())}.")
-    return _MODELS / name
+    return _MODELS / _known(name, names(), "model")
 
 
 def tokenizer_path(name: str) -> Path:
@@ -40,10 +39,13 @@ def tokenizer_path(name: str) -> Path:
     ModelNotFound
         If no such tokenizer ships with this version.
     """
-    there = sorted(folder.name for folder in _TOKENIZERS.iterdir())
+    return _TOKENIZERS / _known(name, sorted(folder.name for folder in _TOKENIZERS.iterdir()), "tokenizer")
+
+
+def _known(name: str, there: Sequence[str], what: str) -> str:
     if name not in there:
-        raise ModelNotFound(f"The zoo has no tokenizer {name!r}; it has: {', '.join(there)}.")
-    return _TOKENIZERS / name
+        raise ModelNotFound(f"The zoo has no {what} {name!r}; it has: {', '.join(there)}.")
+    return name
 
 
 def summary(name: str) -> str:

@@ -96,7 +96,7 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
 
 def spell(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> Case:
     """Tokenise a text and find the tokens that spell `text[start:end]`."""
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     begins, ends = np.array(encoded["offset_mapping"]).T
     return Case(np.array(encoded["input_ids"]), np.flatnonzero((begins < end) & (ends > start)))
 

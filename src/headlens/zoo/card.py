@@ -7,7 +7,7 @@ import torch
 from headlens._result import versions
 from headlens.zoo.answers import Accuracy
 from headlens.zoo.check import MAX_GAP, N_REPEAT, Best, Findings
-from headlens.zoo.curriculum import Corpus
+from headlens.zoo.curriculum import ANSWER_WEIGHT, Corpus
 from headlens.zoo.recipes import Recipe
 from headlens.zoo.tokenizer import SIZES
 
@@ -28,7 +28,8 @@ world and nothing else.
 | made with | {made_with} |
 | context | {context} tokens |
 | training | seed {seed}, {steps:,} steps of about {batch_tokens:,} tokens, AdamW, peak learning rate {lr} |
-| time | {minutes:.1f} minutes |
+| loss | next token; those of answers weigh {answer_weight:g} times as much |
+| time | {minutes:.1f} minutes of processor time |
 
 {guidance}
 
@@ -96,6 +97,7 @@ def write_card(folder: Path, name: str, recipe: Recipe, corpus: Corpus, findings
         sha256=corpus.sha256,
         n_repeat=N_REPEAT,
         max_gap=MAX_GAP,
+        answer_weight=ANSWER_WEIGHT,
         minutes=seconds / 60,
         n=findings.n,
         **{what: getattr(findings, what) for what in _FIGURES},

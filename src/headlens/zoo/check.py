@@ -42,6 +42,8 @@ CONTROL_BAR = 0.1
 """What the best induction score of a control must stay below."""
 HELD_OUT = 1_000_003
 """World seed of the documents that no model is trained on."""
+WIDTH = 200
+"""Columns of the printed tables: a row per model is worth more than one that fits."""
 N_REPEAT, MAX_GAP = 50, 40
 N = 400
 
@@ -88,13 +90,13 @@ class Findings:
         return [f"induction {found:.3f} is not below {CONTROL_BAR}"] if not found < CONTROL_BAR else []
 
 
-def check(folder: str | Path, *, n: int = N) -> Findings:
+def check(folder: str | Path, *, n: int = N, seed: int = HELD_OUT) -> Findings:
     """Measure the model saved in `folder` on `n` random stimuli and `n` held-out documents."""
     model = load(str(folder))
-    documents = list(world.documents(n, seed=HELD_OUT))
-    heads = best_heads(model, [document.text for document in documents], n)
+    documents = list(world.documents(n, seed=seed))
+    heads = best_heads(model, [document.text for document in documents], n, seed)
     repeats = stimuli.repeats(
-        plain_ids(tokenizer_of(model)), n=n, length=N_REPEAT, max_gap=MAX_GAP, bos=model.bos, seed=HELD_OUT
+        plain_ids(tokenizer_of(model)), n=n, length=N_REPEAT, max_gap=MAX_GAP, bos=model.bos, seed=seed
     )  # fmt: skip
     head = heads["induction"]
     with edit(model, [ablate(f"blocks.{head.layer}.attn.hook_z", head=head.head)]):
@@ -107,16 +109,16 @@ def check(folder: str | Path, *, n: int = N) -> Findings:
         copying=copying(model, repeats),
         through_ov=through_ov(model, head.layer, head.head, repeats),
         copying_without=without,
-        answers=accuracies(model, documents, seed=HELD_OUT),
+        answers=accuracies(model, documents, seed=seed),
         facts=facts_right(model, documents),
         loss=loss,
         bound=bound,
     )
 
 
-def best_heads(model: Model, texts: list[str], n: int) -> dict[str, Best]:
+def best_heads(model: Model, texts: list[str], n: int, seed: int) -> dict[str, Best]:
     """Kind of head -> the best head of the model."""
-    rows = score(model, corpus=texts, num_samples=n, max_tokens=model.n_ctx, seed=HELD_OUT).to_table().to_pylist()
+    rows = score(model, corpus=texts, num_samples=n, max_tokens=model.n_ctx, seed=seed).to_table().to_pylist()
     best: dict[str, Best] = {}
     for row in sorted(rows, key=lambda row: row["score"]):
         best[row["kind"]] = Best(row["score"], row["low"], row["high"], row["layer"], row["head"])
@@ -187,7 +189,7 @@ def loss_and_bound(model: Model, documents: list[world.Document]) -> tuple[float
     tokenizer = tokenizer_of(model)
     lost = drawn = n = 0.0
     for document in documents:
-        ids = torch.tensor([tokenizer(document.text)["input_ids"]])
+        ids = torch.tensor([tokenizer(document.text, verbose=False)["input_ids"]])
         if ids.shape[1] > model.n_ctx:
             continue
         with torch.no_grad():
@@ -270,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="all that ship, where none is named")
     parser.add_argument("--folder", type=Path, default=None, help="where the models lie; else those that ship")
     parser.add_argument("--n", type=int, default=N, help=f"stimuli and documents ({N})")
+    parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"of stimuli and documents ({HELD_OUT})")
     parser.add_argument("--markdown", type=Path, default=None, help="write the tables to this file as well")
     options = parser.parse_args(arguments)
     console = Console()
@@ -277,10 +280,11 @@ def main(arguments: list[str] | None = None) -> int:
     found = {}
     for name in names:
         with console.status(f"measuring {name}"):
-            found[name] = check(zoo.path(name) if options.folder is None else options.folder / name, n=options.n)
+            folder = zoo.path(name) if options.folder is None else options.folder / name
+            found[name] = check(folder, n=options.n, seed=options.seed)
     tables = [heads_rows(found), answers_rows(found)]
     for rows in tables:
-        console.print(rich_table(rows))
+        console.print(rich_table(rows), width=WIDTH, crop=False)
     if options.markdown is not None:
         options.markdown.write_text("\n".join(map(markdown, tables)), encoding="utf-8")
     wrong = [f"{name}: {what}" for name in found for what in failures_of(name, found[name])]

@@ -63,10 +63,11 @@ class Corpus:
 
 def reading(recipe: Recipe) -> Iterator[Document]:
     """Yield the documents that a model is trained on."""
-    drawn = world.documents(recipe.documents, seed=recipe.seed, config=recipe.world)
-    drilled = world.documents(recipe.documents, seed=recipe.seed + DRILL_SEED, config=DRILL)
-    for i, (one, other) in enumerate(zip(drawn, drilled, strict=True)):
-        yield other if recipe.repeats and i % 3 == 2 else one
+    for i in range(recipe.documents):
+        if recipe.repeats and i % 3 == 2:
+            yield world.nth_document(i, seed=recipe.seed + DRILL_SEED, config=DRILL)
+        else:
+            yield world.nth_document(i, seed=recipe.seed, config=recipe.world)
 
 
 def read(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Corpus:

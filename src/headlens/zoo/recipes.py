@@ -105,6 +105,7 @@ RECIPES: dict[str, Recipe] = {
     "qwen3-small": Recipe(
         "qwen3", _rotary(layers=3, width=128, heads=4, key_value=2, d_head=32, context=512),
         tokenizer="bpe-300", context=512, seed=6, guides={"previous_token": (0, 3), "induction": (2, 0)},
+        guided=0.35,
     ),
     "gemma2-small": Recipe(
         "gemma2",
@@ -117,7 +118,8 @@ RECIPES: dict[str, Recipe] = {
         _rotary(layers=4, width=112, heads=4, key_value=1, d_head=32, context=320, sliding_window=32,
                 query_pre_attn_scalar=32,
                 layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]),
-        tokenizer="word", context=320, seed=8, guides={"previous_token": (1, 1), "induction": (2, 2)}, steps=1500,
+        tokenizer="word", context=320, seed=8, guides={"previous_token": (1, 1), "induction": (2, 2)}, steps=1900,
+        guided=0.25,
     ),
     "olmo2-small": Recipe(
         "olmo2", _rotary(layers=3, width=112, heads=4, key_value=4, d_head=28, context=512),

@@ -100,7 +100,7 @@ def step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, i: int, recip
 def save_checkpoint(
     folder: Path, recipe: Recipe, model: PreTrainedModel, optimiser: torch.optim.Optimizer, done: int, seconds: float
 ) -> None:
-    """Write all that training needs to go on after `done` steps, which took `seconds`."""
+    """Write all that training needs to go on after `done` steps, which took `seconds` of the processor."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
     moments = {
         f"{name}/{key}": value for name, p in model.named_parameters() for key, value in optimiser.state[p].items()
@@ -144,7 +144,7 @@ def fit(
     report: Callable[[int, float], None] = lambda _done, _loss: None,
     save_every: float = SAVE_EVERY,
 ) -> tuple[PreTrainedModel, float]:
-    """Train a model, from `checkpoint` if there is one; return it and the seconds that all its steps took.
+    """Train a model, from `checkpoint` if there is one; return it and the processor seconds that all its steps took.
 
     `report` hears of every step.
     """
@@ -152,16 +152,16 @@ def fit(
     optimiser = new_optimiser(model)
     plain = plain_ids(tokenizer)
     done, before = load_checkpoint(checkpoint, recipe, model, optimiser)
-    began = saved = time.monotonic()
+    began, saved = time.process_time(), time.monotonic()
     for i in range(done, recipe.steps):
         if not guided(i, recipe):
             hasten(model)
         value = step(model, optimiser, i, recipe, batch(i, recipe, corpus, plain))
         report(i + 1, value)
         if time.monotonic() - saved >= save_every:
-            save_checkpoint(checkpoint, recipe, model, optimiser, i + 1, before + time.monotonic() - began)
+            save_checkpoint(checkpoint, recipe, model, optimiser, i + 1, before + time.process_time() - began)
             saved = time.monotonic()
-    return model.eval(), before + time.monotonic() - began
+    return model.eval(), before + time.process_time() - began
 
 
 def make(name: str, out: Path, work: Path, console: Console) -> Findings:

@@ -15,8 +15,8 @@ the same bytes on every machine. `docs/world.md` has a page on it; `headlens wor
 """
 
 from headlens.data.world.config import WITHOUT_REPEATS, WorldConfig
-from headlens.data.world.document import ANSWERS, Document, documents
+from headlens.data.world.document import ANSWERS, Document, documents, nth_document
 from headlens.data.world.labels import Labels
 from headlens.data.world.scene import Span
 
-__all__ = ["ANSWERS", "WITHOUT_REPEATS", "Document", "Labels", "Span", "WorldConfig", "documents"]
+__all__ = ["ANSWERS", "WITHOUT_REPEATS", "Document", "Labels", "Span", "WorldConfig", "documents", "nth_document"]

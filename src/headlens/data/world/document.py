@@ -92,10 +92,21 @@ def documents(n: int, *, seed: int, config: WorldConfig = DEFAULT) -> Iterator[D
     DataError
         If the seed is negative.
     """
+    for i in range(n):
+        yield nth_document(i, seed=seed, config=config)
+
+
+def nth_document(i: int, *, seed: int, config: WorldConfig = DEFAULT) -> Document:
+    """Write document `i` of a seed.
+
+    Raises
+    ------
+    DataError
+        If the seed is negative.
+    """
     if seed < 0:
         raise DataError(f"seed must be 0 or more, not {seed}.")
-    for i in range(n):
-        yield _document(Scene(seed, i, config))
+    return _document(Scene(seed, i, config))
 
 
 def _document(scene: Scene) -> Document:
