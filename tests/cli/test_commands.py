@@ -17,6 +17,7 @@ from headlens.models import Head
 from tests.test_files import full_disk
 
 FEW = ("--num-samples", 3, "--seq-len", 8)
+QUICK = (*FEW, "--kinds", "previous_token,self,induction")
 ODD = [
     "<script>alert(1)</script> & <b>bold</b> </body>",
     "\x00\x01\x1b[31mred\x1b[0m\x07 \r\n\t end",
@@ -30,23 +31,31 @@ ODD = [
 
 
 def test_heads_prints_each_model_and_kind(headlens, zoo):
-    outcome = headlens("heads", zoo / "llama", zoo / "neox", *FEW)
+    outcome = headlens("heads", zoo / "llama", zoo / "neox", *QUICK)
     assert outcome.status == 0
-    for name in (str(zoo / "llama"), str(zoo / "neox"), *KINDS, "strongest head", "null"):
+    for name in (
+        str(zoo / "llama"),
+        str(zoo / "neox"),
+        "previous_token",
+        "induction",
+        "copying_logits",
+        "strongest head",
+        "null",
+    ):
         assert name in outcome.out
 
 
 def test_one_sequence_has_no_interval(headlens, llama):
     outcome = headlens("heads", llama, "--num-samples", 1, "--kinds", "self", "--report", "r.html")
     assert outcome.status == 0 and "(no interval)" in outcome.out
-    rows = json.loads(headlens("heads", llama, "--num-samples", 1, "--json").out)["scores"]
+    rows = json.loads(headlens("heads", llama, "--num-samples", 1, "--kinds", "self", "--json").out)["scores"]
     assert {(row["low"], row["high"]) for row in rows} == {(None, None)}
 
 
 def test_intervals_are_printed(headlens, llama):
     outcome = headlens("heads", llama, *FEW, "--kinds", "self")
     rows = json.loads(headlens("heads", llama, *FEW, "--kinds", "self", "--json").out)["scores"]
-    best = max(rows, key=lambda row: row["score"])
+    best = max(rows, key=lambda row: row["score"] - row["null"])
     printed = f"L{best['layer']}H{best['head']} {best['score']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
     assert printed in outcome.out
 
@@ -55,7 +64,7 @@ def test_heads_as_json_is_the_table_and_where_it_came_from(headlens, llama):
     arguments = ("heads", llama, *FEW, "--seed", 5, "--kinds", "self,induction")
     outcome = headlens(*arguments, "--json")
     answer = json.loads(outcome.out)
-    expected = hl.heads.score(str(llama), ["self", "induction"], num_samples=3, seq_len=8, seed=5)
+    expected = hl.heads.atlas(str(llama), ["self", "induction"], num_samples=3, seq_len=8, seed=5)
     assert answer["scores"] == expected.table.to_pylist()
     assert answer["provenance"]["seed"] == 5
     assert answer["provenance"]["models"][0]["name"] == str(llama)
@@ -69,16 +78,18 @@ def test_a_list_is_comma_separated_or_repeated(headlens, llama):
 
     both = {"self", "sink"}
     assert kinds("--kinds", "self,sink") == kinds("--kinds", "self", "--kinds", "sink") == both
-    assert kinds() == set(KINDS)
+    assert both | {"induction", "copying_logits", "offset"} <= kinds() <= set(KINDS) - {"fixed_gap_induction"}
+    assert kinds("--kinds", "induction") == {"induction", "copying_logits"}  # what its label needs is measured as well
 
 
 def test_saved_scores_say_which_command_made_them(headlens, llama, tmp_path):
-    outcome = headlens("heads", llama, *FEW, "--out", "the scores", "--format", "parquet")
+    outcome = headlens("heads", llama, *QUICK, "--out", "the scores", "--format", "parquet")
     assert outcome.status == 0 and outcome.out == "" and "table.parquet" in outcome.err
-    loaded = hl.heads.HeadScores.load(tmp_path / "the scores")
+    loaded = hl.heads.HeadAtlas.load(tmp_path / "the scores")
     assert (
         loaded.provenance.command
-        == f"headlens heads {llama} --num-samples 3 --seq-len 8 --out 'the scores' --format parquet"
+        == f"headlens heads {llama} --num-samples 3 --seq-len 8 --kinds previous_token,self,induction "
+        "--out 'the scores' --format parquet"
     )
     assert pq.read_table(tmp_path / "the scores" / "table.parquet") == loaded.table
 
@@ -86,14 +97,14 @@ def test_saved_scores_say_which_command_made_them(headlens, llama, tmp_path):
 def test_the_same_command_gives_the_same_bytes(headlens, llama, tmp_path):
     files = []
     for _ in range(2):
-        assert headlens("heads", llama, *FEW, "--out", "o", "--report", "r.html").status == 0
+        assert headlens("heads", llama, *QUICK, "--out", "o", "--report", "r.html").status == 0
         paths = [*sorted((tmp_path / "o").iterdir()), tmp_path / "r.html"]
         files.append([path.read_bytes() for path in paths])
     assert files[0] == files[1]
 
 
 def test_quiet_says_nothing_but_the_answer(headlens, llama):
-    outcome = headlens("heads", llama, *FEW, "--out", "o", "--report", "r.html", "--quiet", "--format", "parquet")
+    outcome = headlens("heads", llama, *QUICK, "--out", "o", "--report", "r.html", "--quiet", "--format", "parquet")
     assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
 
 
@@ -111,17 +122,17 @@ def test_texts_longer_than_the_context_are_cut(headlens, llama, tmp_path):
 def test_a_length_beyond_the_context_shrinks_and_is_recorded(headlens, llama):
     outcome = headlens("heads", llama, "--num-samples", 2, "--seq-len", 10**9, "--max-gap", 10**9, "--json")
     data = json.loads(outcome.out)["provenance"]["data"]
-    (recipe,) = (stimulus for stimulus in data.values() if stimulus["name"] == "repeats")
+    (recipe,) = (stimulus for stimulus in data.values() if stimulus.get("name") == "repeats")
     assert recipe["length"] == 47 and recipe["max_gap"] == 33  # of 94 words, and 127 places after BOS
 
 
 def test_a_corpus_of_markup_and_control_characters_goes_through(headlens, zoo, tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ODD))
     outcome = headlens(
-        "heads", zoo / "bytes", *FEW, "--corpus", "a.jsonl", "--texts", 5, "--out", "o", "--report", "r.html"
+        "heads", zoo / "bytes", *QUICK, "--corpus", "a.jsonl", "--texts", 5, "--out", "o", "--report", "r.html"
     )
     assert outcome.status == 0 and outcome.err.count("\n") == 2
-    scores = hl.heads.HeadScores.load(tmp_path / "o").table.to_pylist()
+    scores = hl.heads.HeadAtlas.load(tmp_path / "o").table.to_pylist()
     assert {row["n"] for row in scores if row["kind"] == "self"} == {3}  # --num-samples is a limit for texts, too
     page = (tmp_path / "r.html").read_text()
     assert "<script>alert" not in page and "\x1b" not in page and "\x00" not in page
@@ -130,7 +141,7 @@ def test_a_corpus_of_markup_and_control_characters_goes_through(headlens, zoo, t
 def test_no_example_texts_no_patterns(headlens, llama, tmp_path):
     sizes = {}
     for texts in (0, 3):
-        assert headlens("heads", llama, *FEW, "--texts", texts, "--report", "r.html").status == 0
+        assert headlens("heads", llama, *QUICK, "--texts", texts, "--report", "r.html").status == 0
         sizes[texts] = (tmp_path / "r.html").stat().st_size
     assert sizes[0] < sizes[3]
 
@@ -138,15 +149,15 @@ def test_no_example_texts_no_patterns(headlens, llama, tmp_path):
 def test_a_model_without_a_tokenizer_is_scored_on_random_tokens(headlens, zoo, tmp_path):
     outcome = headlens("heads", zoo / "silent", *FEW, "--json", "--report", "r.html")
     assert outcome.status == 0 and (tmp_path / "r.html").is_file()
-    assert {stimulus["name"] for stimulus in json.loads(outcome.out)["provenance"]["data"].values()} == {
-        "repeats", "plain",
-    }  # fmt: skip
+    data = json.loads(outcome.out)["provenance"]["data"]
+    assert {made["name"] for made in data.values() if "name" in made} == {"repeats", "plain", "entities"}
+    assert "tokenizer" in data[f"{zoo / 'silent'}: not measured"]["name_mover"]
 
 
 @pytest.mark.parametrize("name", ["[red]", "x[/]", "größe", "a b", "'\"&<i>"])
 def test_any_name_of_a_folder_is_printed_as_it_is(headlens, llama, tmp_path, name):
     shutil.copytree(llama, tmp_path / name)
-    for command in (("heads", name, *FEW), ("verify", name)):
+    for command in (("heads", name, *QUICK), ("verify", name)):
         outcome = headlens(*command)
         assert outcome.status == 0 and name in outcome.out
         assert json.loads(headlens(*command, "--json").out)["provenance"]["models"][0]["name"] == name
@@ -218,6 +229,7 @@ def test_a_shipped_model_is_named_by_zoo(headlens, shipped):
 
 def test_demo_writes_its_page(headlens, shipped, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["headlens.cli.demo"], "N_DOCUMENTS", 4)
+    monkeypatch.setattr(sys.modules["headlens.cli.demo"], "KINDS", ("self", "induction"))  # a tiny context
     outcome = headlens("demo", "--out", "new [/b]/page.html")
     assert outcome.status == 0 and (tmp_path / "new [/b]" / "page.html").is_file()
     assert outcome.out.endswith(f"{tmp_path / 'new [/b]' / 'page.html'}\n")
@@ -226,21 +238,22 @@ def test_demo_writes_its_page(headlens, shipped, monkeypatch, tmp_path):
 
 def test_demo_shows_the_strongest_head_of_each_kind_side_by_side(capsys):
     rows = [
-        {"model": model, "kind": kind, "layer": 0, "head": head, "score": score, "low": score - 0.1, "null": 0.2}
+        {"model": model, "kind": kind, "layer": 0, "head": head, "score": score, "null": 0.2, "level": "low"}
         for model in ("a[b]", "c")
         for kind in ("self", "sink")
         for head, score in enumerate((0.1, 0.5 if kind == "sink" else 0.25))
     ]
-    print_side_by_side(rows)
+    print_side_by_side(rows, ["self", "sink"])
     shown = capsys.readouterr().out
     assert [shown.count(cell) for cell in ("a[b]", "0.50 L0H1", "0.25 L0H1", "0.10")] == [1, 2, 2, 0]
 
 
-def test_demo_dims_what_is_no_more_than_its_null():
-    row = {"layer": 1, "head": 2, "score": 0.5, "null": 0.3}
-    assert _strongest([row | {"low": 0.4}]) == "0.50 L1H2"
-    assert _strongest([row | {"low": 0.3}]) == "[dim]0.50 L1H2[/]"
-    assert _strongest([row | {"low": float("nan")}]) == "[dim]0.50 L1H2[/]"
+def test_demo_shows_in_bold_what_is_of_the_kind():
+    row = {"layer": 1, "head": 2, "score": 0.5, "null": 0.4}
+    other = {"layer": 0, "head": 0, "score": 0.55, "null": 0.5, "level": "low"}  # higher, and stands out less
+    assert _strongest([row | {"level": "medium"}, other]) == "[bold]0.50 L1H2[/]"
+    assert _strongest([other, row | {"level": "low"}]) == "[dim]0.50 L1H2[/]"
+    assert _strongest([]) == ""
 
 
 def test_demo_does_not_start_what_it_cannot_write(refused, never_loaded, shipped, tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from headlens.report import write_report
-from tests.report.shown_results import Example, make_example
+from tests.report.shown_results import FIRST, SHAPES, Example, make_atlas, make_circuits, make_example
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,13 @@ def example() -> Example:
 @pytest.fixture(scope="session")
 def report(example, tmp_path_factory):
     return write_report(example.results, tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="session")
+def atlas_report(example, tmp_path_factory):
+    """An atlas of two models, the patterns of both, and the circuits of the first."""
+    results = [make_atlas(), *example.patterns.values(), make_circuits(FIRST, SHAPES[FIRST])]
+    return write_report(results, tmp_path_factory.mktemp("atlas") / "report.html")
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +67,7 @@ def open_page(browser):
         page.set_default_timeout(15_000)
         watch.over(page)
         page.goto(path.as_uri())
-        page.wait_for_selector(".cell")
+        page.wait_for_selector(".cell[role]")
         opened.append(SimpleNamespace(context=context, watch=watch, url=path.as_uri()))
         return page
 
@@ -74,5 +81,12 @@ def open_page(browser):
 @pytest.fixture
 def page(open_page, report):
     page = open_page(report)
+    page.wait_for_selector(".token")
+    return page
+
+
+@pytest.fixture
+def atlas_page(open_page, atlas_report):
+    page = open_page(atlas_report)
     page.wait_for_selector(".token")
     return page

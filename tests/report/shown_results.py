@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from headlens._result import Provenance
+from headlens.heads.atlas import ATLAS_SCHEMA, HeadAtlas
+from headlens.heads.circuit_tokens import CIRCUITS_SCHEMA, LISTS, HeadCircuits
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
 
@@ -103,9 +105,90 @@ def make_scores(shapes: dict[str, tuple[int, int]], rng: np.random.Generator) ->
                 score = float(rng.uniform(0.2, 0.95))
                 if kind == "previous_token" and (model, layer, head) == MISSING:
                     score = float("nan")
-                row = (model, layer, head, kind, score, score - 0.04, score + 0.03, 0.125, 64)
+                row = (model, layer, head, kind, score, score - 0.04, score + 0.03, 0.125, 64, None, None, None)
                 rows.append(dict(zip(SCHEMA.names, row, strict=True)))
     return HeadScores(provenance("all"), pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def scores_of(rows: list[tuple]) -> HeadScores:
+    """Rows of (model, layer, head, kind, score, low, high, null, n)."""
+    named = [dict(zip(SCHEMA.names, (*row, None, None, None), strict=True)) for row in rows]
+    return HeadScores(Provenance(), pa.Table.from_pylist(named, schema=SCHEMA))
+
+
+def atlas_of(rows: list[dict]) -> HeadAtlas:
+    """Rows with what is not given filled in: model m, layer 0, an interval of .02, a null of 0, 64 samples."""
+    full = []
+    for row in rows:
+        score = row.get("score", 0.0)
+        usual = {"model": "m", "layer": 0, "low": score - 0.01, "high": score + 0.01, "null": 0.0, "n": 64, "q": 0.5}
+        full.append(dict.fromkeys(ATLAS_SCHEMA.names) | usual | {"level": "low"} | row)
+    return HeadAtlas(provenance("all"), pa.Table.from_pylist(full, schema=ATLAS_SCHEMA))
+
+
+ATLAS_SHAPES = {FIRST: (3, 4), SECOND: (2, 6)}
+PROFILES = {
+    (FIRST, 1, 1): {"induction": 0.9, "copying_logits": 0.8, "my_kind": 0.6},
+    (SECOND, 1, 5): {"induction": 0.85, "copying_logits": 0.8},  # nearest to the one above
+    (SECOND, 0, 0): {"induction": 0.8, "sink": 0.5},
+    (FIRST, 0, 2): {"previous_token": 0.95},
+}
+ATLAS_KINDS = (
+    *("previous_token", "self", "sink", "delimiter", "duplicate_token", "induction"),
+    *("copying_logits", "copy_suppression", "successor", "retrieval", "my_kind"),
+)
+
+
+def make_atlas() -> HeadAtlas:
+    """Eleven kinds; the heads of `PROFILES` are of what they say, all others of nothing."""
+    rows = []
+    for model, shape in ATLAS_SHAPES.items():
+        for kind in ATLAS_KINDS:
+            for layer, head in np.ndindex(shape):
+                score = PROFILES.get((model, layer, head), {}).get(kind, 0.01)
+                level = "high" if score >= 0.7 else "medium" if score >= 0.3 else "low"
+                row = {"model": model, "layer": layer, "head": head, "kind": kind, "score": score, "null": 0.01}
+                row |= {"level": None if kind == "my_kind" else level, "q": 0.0002 if score > 0.3 else 0.75}
+                row |= {"weighted": score / 2} if kind == "induction" else {}
+                row |= {"detail": "2 back <b>"} if kind == "sink" else {}
+                rows.append(row)
+    return atlas_of(rows)
+
+
+def make_circuits(model: str, shape: tuple[int, int], tokens=HOSTILE) -> HeadCircuits:
+    """Every list of every head, and one token of each; a rotary model, so pairs have offsets."""
+    rows = []
+    for layer, head in np.ndindex(shape):
+        for name, side in LISTS.items():
+            for offset in {"attended": (1, 4), "matched": (4,)}.get(name, (None,)):
+                for rank, token in enumerate(tokens):
+                    sign = -1 if name in ("lowered", "suppressed") else 1
+                    target = token if name in ("copied", "suppressed") else tokens[-1 - rank]
+                    value = sign * (10.0 * layer + head + 1 - rank / 64)
+                    row = (
+                        model,
+                        layer,
+                        head,
+                        side,
+                        name,
+                        offset,
+                        rank,
+                        token,
+                        target,
+                        value,
+                        rank if side == "ov" else None,
+                    )
+                    rows.append(dict(zip(CIRCUITS_SCHEMA.names, row, strict=True)))
+    return circuits_of(model, rows)
+
+
+def circuits_of(model: str, rows: list[dict]) -> HeadCircuits:
+    """HeadCircuits whose tokens may hold lone surrogates, which Arrow does not."""
+    shown = [
+        {name: x.encode("utf-8", "replace").decode() if isinstance(x, str) else x for name, x in row.items()}
+        for row in rows
+    ]
+    return HeadCircuits(provenance(model), pa.Table.from_pylist(shown, schema=CIRCUITS_SCHEMA))
 
 
 def make_example() -> Example:

@@ -5,18 +5,32 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from headlens import heads
 from headlens._errors import ResultError
 from headlens._result import Provenance, Result
+from headlens.heads.circuit_tokens import HeadCircuits
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.report.names import OTHERS, described
 from headlens.report.page import embedded_json
 from headlens.report.payload import pack, traits
-from tests.report.shown_results import FIRST, KINDS, MISSING, SECOND, SHAPES, make_scores, patterns_of
+from tests.report.shown_results import (
+    FIRST,
+    KINDS,
+    MISSING,
+    SECOND,
+    SHAPES,
+    make_atlas,
+    make_circuits,
+    make_scores,
+    patterns_of,
+)
 
 any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates too: tokens may hold anything
 
@@ -139,12 +153,17 @@ class Other(Result):
 def _misfits(example):
     patterns = example.patterns[SECOND]
     short = patterns_of(SECOND, patterns.tokens, [w[..., :-1] for w in patterns.weights])
+    circuits = make_circuits("m", (1, 1), ("a", "b"))
+    mixed = HeadCircuits(Provenance(), pa.concat_tables([circuits.table, make_circuits("o", (1, 1), ("a",)).table]))
     uneven = patterns_of(SECOND, patterns.tokens * 2, [patterns.weights[0], patterns.weights[0][:, :2]])
     return {
         "at least one result": [],
         "not Other": [Other(Provenance())],
         "Two AttentionPatterns are of org": [patterns, patterns],
         "do not fit their tokens": [short],
+        "Two HeadCircuits are of m": [circuits, circuits],
+        "HeadCircuits must have the columns": [HeadCircuits(Provenance(), circuits.table.drop_columns(["place"]))],
+        "all of one model": [mixed],
         "differ in heads between texts": [uneven],
         "miss a text or its weights": [patterns_of(SECOND, [], patterns.weights)],
         "previous_token of zoo:llama-small:L0H0 is given twice": [example.scores, example.scores],
@@ -158,3 +177,82 @@ def test_what_cannot_be_shown_is_refused_with_a_reason(example):
     for reason, results in _misfits(example).items():
         with pytest.raises(ResultError, match=reason):
             traits(results)
+
+
+def test_an_atlas_brings_its_decisions_and_plain_scores_have_none(example):
+    atlas = make_atlas()
+    columns = traits([atlas])["scores"]
+    rows = sorted(zip(*(columns[name] for name in ("model", "kind", "layer", "head")), strict=True))
+    assert len(set(rows)) == atlas.table.num_rows
+    values = traits([atlas])
+    names, kinds = [h["model"] for h in values["heads"]], [k["kind"] for k in values["kinds"]]
+    shown = {
+        (names[m], kinds[k], layer, head): i
+        for i, (m, k, layer, head) in enumerate(
+            zip(*(columns[name] for name in ("model", "kind", "layer", "head")), strict=True)
+        )
+    }
+    for row in atlas.table.to_pylist():
+        i = shown[row["model"], row["kind"], row["layer"], row["head"]]
+        level = columns["level"][i]
+        assert (None if level is None else ("low", "medium", "high")[level]) == row["level"]
+        assert [columns[name][i] for name in ("weighted", "q", "detail")] == [row["weighted"], row["q"], row["detail"]]
+    plain = traits([example.scores])["scores"]
+    assert [plain[name] for name in ("weighted", "q", "level", "detail")] == [None] * 4
+
+
+def test_plain_scores_and_an_atlas_can_stand_side_by_side():
+    plain = make_scores({"other": (1, 1)}, np.random.default_rng(0))
+    columns = traits([plain, make_atlas()])["scores"]
+    undecided = [level is None for level, m in zip(columns["level"], columns["model"], strict=True) if m == 0]
+    assert undecided == [True] * len(KINDS)
+    assert any(level == 2 for level in columns["level"])
+
+
+def test_every_kind_has_a_short_name_of_its_own_and_a_group():
+    entries = [described(kind) for kind in heads.KINDS]
+    shorts = [entry["short"] for entry in entries]
+    assert None not in shorts
+    assert len(set(shorts)) == len(shorts)
+    assert max(map(len, shorts)) <= 6
+    assert OTHERS not in {entry["group"] for entry in entries}
+    assert all(entry["high"] == heads.KINDS[entry["kind"]].high for entry in entries)
+    assert described("mine") == {
+        **{"kind": "mine", "name": None, "short": None, "group": OTHERS, "meaning": None, "high": None}
+    }
+
+
+def test_every_row_of_the_circuits_is_found_again(example):
+    circuits = make_circuits(SECOND, (2, 3))
+    values = traits([example.scores, circuits])
+    assert values["circuits"] == [False, True]
+    assert "circuits_0" not in values
+    shown = values["circuits_1"]
+    found = [
+        (layer, head, name, offset, shown["tokens"][source], shown["tokens"][target], value, place)
+        for layer, row in enumerate(shown["rows"])
+        for head, rows in enumerate(row)
+        for name, offset, source, target, value, place in rows
+    ]
+    expected = [
+        (
+            r["layer"],
+            r["head"],
+            r["list"],
+            r["offset"],
+            r["source"],
+            r["target"],
+            float(f"{r['value']:.4g}"),
+            r["place"],
+        )
+        for r in circuits.table.to_pylist()
+    ]
+    assert found == expected
+    assert [len(row) for row in shown["rows"]] == [6, 6], "heads beyond the circuits have none"
+    assert values["provenance"][-1]["results"] == [f"Circuits of {SECOND}"]
+
+
+def test_circuits_alone_can_be_shown():
+    values = traits([make_circuits("m", (2, 3), ("a", "b"))])
+    assert values["heads"] == [{"model": "m", "layers": 2, "heads": 3}]
+    assert values["kinds"] == []

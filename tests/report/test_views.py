@@ -4,11 +4,8 @@ import json
 import re
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from headlens._result import Provenance
-from headlens.heads.scores import SCHEMA, HeadScores
 from headlens.report import write_report
 from headlens.report.page import VIEWS, _source
 from headlens.report.payload import traits
@@ -23,6 +20,7 @@ from tests.report.shown_results import (
     SHAPES,
     make_patterns,
     make_scores,
+    scores_of,
 )
 
 pytestmark = pytest.mark.browser
@@ -37,7 +35,7 @@ def cell(page, model, layer, head):
 
 def choose(page, model, layer, head):
     cell(page, model, layer, head).click()
-    heading = f"Layer {layer}, head {head} of {model}"
+    heading = f"Where layer {layer}, head {head} of {model} looks"
     page.wait_for_function("text => document.querySelector('.attention h2').textContent === text", arg=heading)
     page.wait_for_timeout(50)
 
@@ -74,7 +72,7 @@ def test_the_page_is_alive_at_once(page, example):
     rows = [r for r in example.scores.table.to_pylist() if r["kind"] == "previous_token"]
     best = max((r for r in rows if r["score"] == r["score"]), key=lambda r: r["score"])
     assert page.locator(".cell.selected").count() == 1
-    expected = f"Layer {best['layer']}, head {best['head']} of {best['model']}"
+    expected = f"Where layer {best['layer']}, head {best['head']} of {best['model']} looks"
     assert page.locator(".attention h2").text_content() == expected
     assert max(h for h in heats(page) if h is not None) > 0
 
@@ -98,7 +96,7 @@ def test_a_kind_recolours_the_grid_by_its_scores(page, example):
 
 def test_a_kind_without_a_name_keeps_its_own(page):
     labels = page.locator(".head-grid .segmented label").all_text_contents()
-    assert labels == ["Previous token", "Induction", "Duplicate token", "Sink", "my_kind"]
+    assert labels == ["Previous token", "Sink", "Duplicate token", "Induction", "my_kind"]
 
 
 def test_pointing_at_a_cell_shows_its_score_interval_null_and_n(page, example):
@@ -147,7 +145,7 @@ def test_a_kind_moves_the_selection_until_a_head_is_picked(page, example):
     assert selected() != first
     choose(page, FIRST, 0, 0)
     kind(page, "Sink")
-    assert selected() == f"Layer 0, head 0 of {FIRST}"
+    assert selected() == f"Where layer 0, head 0 of {FIRST} looks"
 
 
 def test_the_grid_is_walked_with_keys(page):
@@ -161,7 +159,7 @@ def test_the_grid_is_walked_with_keys(page):
     page.keyboard.press("End")
     assert page.evaluate(here) == ["1", "3"]
     page.keyboard.press("Enter")
-    assert page.locator(".attention h2").text_content() == f"Layer 1, head 3 of {FIRST}"
+    assert page.locator(".attention h2").text_content() == f"Where layer 1, head 3 of {FIRST} looks"
     assert cell(page, FIRST, 1, 3).get_attribute("aria-selected") == "true"
     for panel in page.locator(".panel").all():
         assert panel.locator('.cell[tabindex="0"]').count() == 1
@@ -216,8 +214,8 @@ def test_a_click_pins_a_token_and_a_second_one_frees_it(page, example):
 
 def test_all_scores_of_the_head_stand_beside_it(page, example):
     choose(page, SECOND, 0, 5)
-    names = ("Previous token", "Induction", "Duplicate token", "Sink", "my_kind")
-    kinds = ("previous_token", "induction", "duplicate_token", "sink", "my_kind")
+    names = ("Previous token", "Sink", "Duplicate token", "Induction", "my_kind")
+    kinds = ("previous_token", "sink", "duplicate_token", "induction", "my_kind")
     expected = [
         f"{name} {example.row(SECOND, 0, 5, kind)['score']:.2f}" for name, kind in zip(names, kinds, strict=True)
     ]
@@ -457,9 +455,7 @@ def test_patterns_without_scores_can_be_looked_at(open_page, example, tmp_path):
 
 def test_negative_scores_have_a_scale_that_holds_them(open_page, tmp_path):
     rows = [("m", 0, h, "copying", score, score - 0.1, score + 0.1, 0.0, 5) for h, score in enumerate((-0.7, 0.0, 0.9))]
-    rows = [dict(zip(SCHEMA.names, row, strict=True)) for row in rows]
-    scores = HeadScores(Provenance(), pa.Table.from_pylist(rows, schema=SCHEMA))
-    page = open_page(write_report([scores], tmp_path / "r.html"))
+    page = open_page(write_report([scores_of(rows)], tmp_path / "r.html"))
     assert heats(page, ".cell[role]") == pytest.approx([0.15, 0.5, 0.95])
     assert page.locator(".legend .number").all_text_contents() == ["\u22121", "1"]
     assert cell_text(page) == ["\u22120.70", "0.00", "0.90"]
@@ -521,7 +517,12 @@ def test_a_view_is_a_module_for_any_host(browser, example, name):
     seen = page.evaluate(HOST, [name, json.loads(json.dumps(values))])
     context.close()
     assert "selected" not in seen["saved"], "the host's own choice stands"
-    expected = {"head_grid": "what followed earlier copies", "attention": "Layer 1, head 5", "provenance": "abc123"}
+    expected = {
+        "head_grid": "what followed earlier copies",
+        "head": "",  # plain scores leave it nothing to add
+        "attention": "Where layer 1, head 5",
+        "provenance": "abc123",
+    }
     assert expected[name] in seen["text"]
     assert seen["tokens"] == (len(PLAIN) if name == "attention" else 0)
 

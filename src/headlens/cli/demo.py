@@ -1,5 +1,6 @@
 """`headlens demo`: verify and score the shipped models, and write a page to look at."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,11 @@ from headlens.cli._common import Debug, Quiet, Seed, quieten_transformers, with_
 
 N_TEXTS = 2
 N_DOCUMENTS = 128
+KINDS = (
+    "previous_token", "offset", "self", "sink", "duplicate_token", "induction", "copying_logits", "copy_suppression",
+    "retrieval",
+)  # fmt: skip
+"""What is told apart in the short time of a demo; `headlens heads` measures all."""
 
 
 def demo(
@@ -28,7 +34,7 @@ def demo(
     quieten_transformers()
     from headlens import zoo
     from headlens.data import world
-    from headlens.heads import attention_patterns, score
+    from headlens.heads import atlas, attention_patterns
     from headlens.models import load
     from headlens.report import write_report
     from headlens.tracing import verify
@@ -40,11 +46,11 @@ def demo(
         _console.note(f"{model.name}: {model.n_layers} layers x {model.n_heads} heads, parity {parity}", quiet)
     texts = [document.text for document in world.documents(N_DOCUMENTS, seed=seed + 1)]
     with _console.progress(quiet) as progress:
-        scores = with_command(score(models, corpus=texts, seed=seed, progress=progress))
+        found = with_command(atlas(models, KINDS, corpus=texts, seed=seed, progress=progress))
     longest = sorted(texts, key=len, reverse=True)[:N_TEXTS]
-    page = write_report([scores, *(attention_patterns(m, longest, max_tokens=256) for m in models)], out,
+    page = write_report([found, *(attention_patterns(m, longest, max_tokens=256) for m in models)], out,
                         title="The zoo: small models, side by side, and what their heads do")  # fmt: skip
-    print_side_by_side(scores.table.to_pylist())
+    print_side_by_side(found.table.to_pylist(), found.kinds)
     _console.out.print("\nThe same as a page, with every head's attention to look at:")
     _console.out.print(f"  {page.resolve()}", soft_wrap=True, markup=False)
     return 0
@@ -56,24 +62,32 @@ def _failure(row: dict[str, Any]) -> str:
     return f"{row['quantity']}{place} ({row['error']:.1e}, bound {row['bound']:.1e})"
 
 
-def print_side_by_side(rows: list[dict[str, Any]]) -> None:
-    """Print the strongest head of each kind, a row per model and a column per kind."""
+def print_side_by_side(rows: list[dict[str, Any]], kinds: Sequence[str]) -> None:
+    """Print the strongest head of each kind, a row per kind and a column per model."""
     from rich.markup import escape
     from rich.table import Table
 
-    kinds = dict.fromkeys(row["kind"] for row in rows)
-    table = Table("model", *(kind.replace("_", "\n") for kind in kinds))
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [[row for row in rows if (row["model"], row["kind"]) == (model, kind)] for kind in kinds]
-        table.add_row(escape(model.removeprefix("zoo:")), *(_strongest(of_kind) for of_kind in own))
-    _console.out.print(table)
+    for some in _few(list(dict.fromkeys(row["model"] for row in rows))):
+        table = Table("", *(escape(model.removeprefix("zoo:")) for model in some))
+        for kind in kinds:
+            own = [[row for row in rows if (row["model"], row["kind"]) == (model, kind)] for model in some]
+            table.add_row(kind, *(_strongest(of_kind) for of_kind in own))
+        _console.out.print(table)
     _console.out.print(
-        "[dim]The strongest head of each kind: the share of its attention that goes where\n"
-        "such a head would look, and which head it is. Dim: not more than its null.[/]"
+        "[dim]The head of each model that stands out most: its score, 1 at most, and which head it is.\n"
+        "Bold: it is of the kind. (headlens heads measures more kinds, with intervals.)[/]"
     )
 
 
+def _few(models: list[str]) -> list[list[str]]:
+    """As many models side by side as the terminal has room for."""
+    n = max(1, (_console.out.width - 20) // (max(len(model.removeprefix("zoo:")) for model in models) + 3))
+    return [models[i : i + n] for i in range(0, len(models), n)]
+
+
 def _strongest(rows: list[dict[str, Any]]) -> str:
-    best = max(rows, key=lambda row: row["score"])
+    if not rows:
+        return ""
+    best = max(rows, key=lambda row: row["score"] - row["null"])
     cell = f"{best['score']:.2f} L{best['layer']}H{best['head']}"
-    return cell if best["low"] > best["null"] else f"[dim]{cell}[/]"
+    return f"[bold]{cell}[/]" if best["level"] in ("medium", "high") else f"[dim]{cell}[/]"

@@ -1,14 +1,31 @@
 """What do we read? Text, tokens, stimuli and the text world."""
 
-from headlens.data.stimuli import Stimulus, duplicates, passages, plain, repeats
+from headlens.data.stimuli import (
+    Order,
+    Stimulus,
+    duplicates,
+    entities,
+    indirect_objects,
+    needles,
+    orders,
+    passages,
+    plain,
+    repeats,
+    tasks,
+)
 from headlens.data.text import iter_texts, read_texts, texts_hash
 from headlens.data.tokens import Tokens, ordinary_ids, pack, pad, tokenize
 
 __all__ = [
+    "Order",
     "Stimulus",
     "Tokens",
     "duplicates",
+    "entities",
+    "indirect_objects",
     "iter_texts",
+    "needles",
+    "orders",
     "ordinary_ids",
     "pack",
     "pad",
@@ -16,6 +33,7 @@ __all__ = [
     "plain",
     "read_texts",
     "repeats",
+    "tasks",
     "texts_hash",
     "tokenize",
 ]

@@ -1,110 +1,143 @@
-"""What kind of head is it? Each kind says which keys a head of that kind would attend to.
+"""What kinds of head are there? One row each: what it does, how that is measured, and from where on a head is one.
 
-A kind is one function: from token ids to the set of (query, key) targets. The score of a head is
+    Looks      attention: where such a head would look (heads/attention.py), on which stimulus, against which null
+    a function of a Setting: what a head writes (heads/circuits.py), points at while the model copies
+               (heads/retrieval.py), or changes (heads/effects.py)
 
-    score = mean over rows with a target of  sum over targets k of  A[q, k]
+A head is of a kind from `medium` on, and strongly so from `high` on, where both are compared with score - null, the
+false-discovery rate is below 5 % (heads/labels.py), and it is of the kinds that this one `needs`. So an induction
+head must also copy: others look where it looks, to suppress what they find.
 
-so 1 means that all attention of every such row goes to targets. Rows without a target do not count.
+To add a kind: write its function in one of those files, and its row here.
 
-    previous_token    k = q - 1                           q >= 2 after a BOS: what precedes q = 1 is the BOS
-    duplicate_token   t_k = t_q, k < q                    earlier copies of the query's token
-    induction         t_{k-1} = t_q, k < q                what followed earlier copies of the query's token
-    self              k = q, q >= 1
-    sink              k = 0, q >= 1                       the first token, BOS where there is one
-
-BOS is never a token that repeats. To add a kind: write its targets and a row of KINDS.
-
-Axes: batch, query, key. Source: Olsson et al. 2022; Wang et al. 2023 (IOI); Gu et al. 2024 (sinks).
+Source: science of each kind in its function's module; thresholds of induction from the study that `heads/exchange.py`
+reads, of sinks Gu et al. 2024, of successors Gould et al. 2023, of retrieval Wu et al. 2024; others are ours.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from headlens.heads import attention, circuits, effects
+from headlens.heads.attention import Aim, between
+from headlens.heads.offsets import offset
+from headlens.heads.retrieval import retrieval
+from headlens.heads.setting import Setting
+from headlens.heads.tally import Measured
 
-Ids = Int[Tensor, "batch token"]
-Mask = Bool[Tensor, "batch token"]
-Targets = Bool[Tensor, "batch token token"]
+
+@dataclass(frozen=True)
+class Looks:
+    """A kind that shows in attention."""
+
+    aim: Aim
+    stimulus: str
+    """A row of `setting.STIMULI`."""
+    null: Literal["even", "control"] | Aim = "even"
+    """Even attention; the same places with the regularity taken out of the sequence; or other places of it."""
+    marks: tuple[str, ...] = ()
+    """Parts that the stimulus must mark."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way a head can attend."""
+    """One thing a head can do."""
 
     definition: str
-    targets: Callable[[Ids, Mask, int | None], Targets]
-    """From padded ids, their mask, and the BOS id that begins each sequence (None: no BOS)."""
-    stimulus: Literal["repeats", "text"]
-    """What it is measured on; `text` falls back to random tokens where no corpus is given."""
+    how: Looks | Callable[[Setting], Measured]
+    medium: float = 0.35
+    high: float = 0.7
+    needs: tuple[str, ...] = ()
+    """Kinds that a head must be as well."""
+    test: Literal["paired", "spread"] = "paired"
+    """How its p comes about; see heads/tally.py."""
+    by_default: bool = True
+    """Whether it is measured when no kind is named."""
 
 
-def previous_token_targets(ids: Ids, mask: Mask, bos: int | None) -> Targets:
-    """Mark the token before each query."""
-    return _offset(ids, mask, 1, first=1 if bos is None else 2)
+def _copying_eigenvalues(setting: Setting) -> Measured:
+    p = setting.protocol
+    return circuits.copying_eigenvalues(setting.model, num_samples=p.num_prompts, seed=p.seed)
 
 
-def self_targets(ids: Ids, mask: Mask, bos: int | None) -> Targets:  # noqa: ARG001
-    """Mark each query's own position."""
-    return _offset(ids, mask, 0, first=1)
+def _copying_top1(setting: Setting) -> Measured:
+    return circuits.copying_top1(setting.model, num_samples=setting.protocol.num_samples, seed=setting.protocol.seed)
 
 
-def sink_targets(ids: Ids, mask: Mask, bos: int | None) -> Targets:  # noqa: ARG001
-    """Mark the first position."""
-    targets = torch.zeros(*ids.shape, ids.shape[1], dtype=torch.bool, device=ids.device)
-    targets[:, 1:, 0] = mask[:, 1:]
-    return targets
+def _copying_logits(setting: Setting) -> Measured:
+    p = setting.protocol
+    return circuits.copying_logits(setting.model, num_samples=p.num_prompts, seed=p.seed)
 
 
-def duplicate_token_targets(ids: Ids, mask: Mask, bos: int | None) -> Targets:
-    """Mark earlier copies of the query's own token."""
-    same = ids[:, :, None] == ids[:, None, :]
-    counts = mask if bos is None else mask & (ids != bos)
-    return (same & counts[:, :, None] & counts[:, None, :]).tril(-1)
+def _copy_suppression(setting: Setting) -> Measured:
+    return circuits.copy_suppression(setting.model, setting.stimulus("text").tokens, seed=setting.protocol.seed)
 
 
-def induction_targets(ids: Ids, mask: Mask, bos: int | None) -> Targets:
-    """Mark the tokens that followed earlier copies of the query's token."""
-    after = torch.zeros_like(same := duplicate_token_targets(ids, mask, bos))
-    after[:, :, 1:] = same[:, :, :-1]
-    return after.tril(-1)  # k + 1 < q: the query itself is no target
-
-
-def _offset(ids: Ids, mask: Mask, back: int, first: int) -> Targets:
-    n = ids.shape[1]
-    query = torch.arange(n, device=ids.device)
-    band = (query[:, None] - query[None, :] == back) & (query[:, None] >= first)
-    return band & mask[:, :, None]
-
-
-def target_mass(pattern: Float[Tensor, "batch head token token"], targets: Targets) -> Float[Tensor, "batch head"]:
-    """Return each head's mean attention to targets over the rows that have one; NaN where no row has.
-
-    Reads only the targeted entries of the pattern: a few per row, not all of it.
-    """
-    row, query, key = targets.nonzero(as_tuple=True)
-    precise = torch.float32 if pattern.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    mass = pattern.new_zeros(pattern.shape[:2], dtype=precise)
-    mass.index_add_(0, row, pattern[row, :, query, key].to(precise))
-    return mass / targets.any(-1).sum(-1, keepdim=True)
-
-
-def uniform_mass(targets: Targets, window: int | None = None) -> Float[Tensor, " batch"]:
-    """Return the score of a head that attends to all visible keys alike: the analytic null."""
-    n = targets.shape[-1]
-    index = torch.arange(n, device=targets.device)
-    visible = index[:, None] - index[None, :] < (n if window is None else window)
-    seen = visible.tril().sum(-1)
-    rows = (targets & visible).sum(-1) / seen
-    return rows.double().sum(-1) / targets.any(-1).sum(-1)
+def _successor(setting: Setting) -> Measured:
+    orders = setting.orders()
+    ids, cyclic = [order.ids for order in orders], [order.cyclic for order in orders]
+    return circuits.successor(setting.model, ids, cyclic, seed=setting.protocol.seed)
 
 
 KINDS: dict[str, Kind] = {
-    "previous_token": Kind("attends to the token before", previous_token_targets, "text"),
-    "induction": Kind("attends to what followed earlier copies of the current token", induction_targets, "repeats"),
-    "duplicate_token": Kind("attends to earlier copies of the current token", duplicate_token_targets, "repeats"),
-    "self": Kind("attends to the current token itself", self_targets, "text"),
-    "sink": Kind("parks its attention on the first token", sink_targets, "text"),
-}
+    "previous_token": Kind("attends to the token before", Looks(attention.previous_token, "text or random")),
+    "offset": Kind("attends to the token a fixed number of places back, two or more", offset),
+    "self": Kind("attends to the current token itself", Looks(attention.itself, "text or random")),
+    "sink": Kind("parks its attention on the first token", Looks(attention.sink, "text or random"), medium=0.3),
+    "delimiter": Kind(
+        "attends to punctuation",
+        Looks(between(None, "delimiter"), "text", between(None, "elsewhere"), marks=("delimiter", "elsewhere")),
+    ),
+    "duplicate_token": Kind(
+        "attends to earlier copies of the current token", Looks(attention.duplicate_token, "repeats", "control")
+    ),
+    "induction": Kind(
+        "attends to what followed earlier copies of the current token",
+        Looks(attention.induction, "repeats", "control"),
+        needs=("copying_logits",),
+    ),
+    "fixed_gap_induction": Kind(
+        "attends one period back and one on where random tokens repeat at once (a purely positional head does, too)",
+        Looks(attention.one_period_back, "fixed_repeats", "even"),
+        by_default=False,
+    ),
+    "copying_eigenvalues": Kind(
+        "writes what it reads: its output-value circuit has positive eigenvalues",
+        _copying_eigenvalues, needs=("copying_top1",), test="spread",
+    ),
+    "copying_top1": Kind("raises the token that it reads above all others", _copying_top1, medium=0.1, high=0.5),
+    "copying_logits": Kind("raises the tokens of a text that it reads above the text's others", _copying_logits),
+    "copy_suppression": Kind("lowers the token that it attends to where that is expected anyway", _copy_suppression),
+    "successor": Kind("raises what comes next in an order: Monday, Tuesday", _successor, medium=0.5),
+    "name_mover": Kind(
+        "attends, where a name comes next, to the one that was named once",
+        Looks(between("end", "io"), "indirect_objects", between("end", "s1"), marks=("end", "io", "s1")),
+        needs=("copying_logits",),
+    ),
+    "giver_attention": Kind(
+        "attends, where a name comes next, to the second mention of the one that was named twice",
+        Looks(between("end", "s2"), "indirect_objects", "control", marks=("end", "s2")),
+    ),
+    "s_inhibition": Kind(
+        "keeps name movers from the name that was said twice (causal)",
+        effects.s_inhibition, medium=0.05, high=0.2, needs=("giver_attention",),
+    ),
+    "retrieval": Kind("points at what the model copies out of a text", retrieval, medium=0.1, high=0.5),
+    "query_focused_retrieval": Kind(
+        "attends from a question to the sentence that answers it",
+        Looks(between("question", "gold"), "needles", "control", marks=("question", "gold")), medium=0.1, high=0.35,
+    ),
+    "entity_end_attention": Kind(
+        "attends, before an entity comes again, to its last token",
+        Looks(between("end", "last"), "entities", "control", marks=("end", "last")),
+    ),
+    "concept_induction": Kind(
+        "brings on a whole entity: makes its second token likely before its first is said (causal)",
+        effects.concept_induction, medium=0.05, high=0.2,
+    ),
+    "function_vector": Kind(
+        "carries the relation that examples show into prompts that do not show it (causal)",
+        effects.function_vector, medium=0.02, high=0.1,
+    ),
+}  # fmt: skip
+DEFAULT_KINDS = tuple(name for name, kind in KINDS.items() if kind.by_default)

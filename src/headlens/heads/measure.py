@@ -1,67 +1,32 @@
-"""`hl.heads.score`: run models over stimuli, fold every pattern as it appears, and table what heads do.
+"""`hl.heads.score`: measure what every head of some models does, and table it.
 
-Per sequence and head a kind gives one number (heads/kinds.py); the table holds its mean over sequences, a
-95 % bootstrap interval over sequences, and its null:
+For each head and kind (heads/kinds.py): the mean over samples, a 95 % bootstrap interval over samples, the null (what
+a head without the behaviour would score on the same samples), the score weighted by what keys write where it is one of
+attention, and a one-sided p.
 
-    induction, duplicate_token      the same head, the same places, with nothing repeated there (control)
-    all others                      attention spread evenly over what the query sees (analytic)
-
-Memory: one layer's patterns for one batch, and one number per kind, sequence and head.
+Memory: one layer's patterns for one batch, and about a thousand numbers per kind and head.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from headlens._errors import DataError, ModelError
+from headlens._errors import DataError
 from headlens._result import Provenance, versions
-from headlens._statistics import bootstrap_mean
-from headlens.data.stimuli import Stimulus, passages, plain, repeats
+from headlens._statistics import Resampling
+from headlens.data.stimuli import Stimulus
 from headlens.data.text import read_texts, texts_hash
-from headlens.data.tokens import Tokens, ordinary_ids
-from headlens.heads.kinds import KINDS, Targets, target_mass, uniform_mass
-from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.heads.kinds import DEFAULT_KINDS, KINDS, Looks
+from headlens.heads.observe import observe
+from headlens.heads.scores import HeadScores
+from headlens.heads.setting import Progress, Protocol, Setting
+from headlens.heads.tally import HeadTally
+from headlens.heads.work import Checkpoint
 from headlens.models import Model, load
-from headlens.tracing.capture import Batch, capture
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many sequences are done, and how many there are."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How heads are measured; everything that changes a number is here."""
-
-    num_samples: int = 256
-    """Sequences per stimulus."""
-    seq_len: int = 50
-    """Tokens of the repeated part."""
-    max_gap: int = 40
-    """Longest random gap between a part and its repetition."""
-    max_tokens: int = 128
-    """Where texts are cut, BOS included."""
-    seed: int = 0
-    batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        least = {
-            "num_samples": (self.num_samples, 1),
-            "seq_len": (self.seq_len, 2),
-            "max_gap": (self.max_gap, 0),
-            "max_tokens": (self.max_tokens, 4),
-            "seed": (self.seed, 0),
-            "batch_tokens": (self.batch_tokens, 1),
-        }
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise DataError(f"{name} must be {bound} or more, not {value}.")
 
 
 def score(
@@ -75,67 +40,70 @@ def score(
     seq_len: int = 50,
     max_gap: int = 40,
     max_tokens: int = 128,
+    num_prompts: int = 32,
     seed: int = 0,
     batch_tokens: int = 8192,
+    work: str | Path | None = None,
     progress: Progress | None = None,
     **load_options: Any,
 ) -> HeadScores:
-    """Score every head of one or more models for each kind.
+    """Measure every head of one or more models for each kind.
 
     Parameters
     ----------
     models
         One model or a list, each named as `hl.load` takes it; `load_options` go there.
     kinds
-        Names from `hl.heads.KINDS`; None for all.
+        Names from `hl.heads.KINDS`. None for all that these models can be measured for; the provenance says which were
+        left out, and why.
     corpus, field
-        For the kinds that are measured on text: a list of texts, or what `hl.data.read_texts` reads. Without one
-        they are measured on random tokens, and the provenance says so.
+        For the kinds that are measured on text: a list of texts, or what `hl.data.read_texts` reads. Without one,
+        models of the zoo read the text world; of others, previous tokens, self and sink are measured on random tokens.
     stimulus
-        Measure every kind on these sequences instead; nulls come from its control where it has one.
-    num_samples, seq_len, max_gap, max_tokens, seed
+        Measure these sequences instead, for the kinds of attention that they have the marks and the control for.
+    num_samples, seq_len, max_gap, max_tokens, num_prompts, seed
         See `Protocol`. `seq_len` shrinks, and is recorded so, where the vocabulary or context is too small.
+    work
+        A folder: killed and called again with the same arguments, the work goes on from there, to the same numbers.
 
     Raises
     ------
     DataError
-        If a kind is unknown, a number is out of range, no model or one name twice is given, or the corpus or random
-        tokens cannot be read by a model.
+        If a kind is unknown, a number is out of range, no model or one name twice is given, the corpus cannot be read,
+        or a model cannot be measured for a kind that was named.
     ModelError
         If a model's attention is NaN.
     """
     names = known_kinds(kinds)
-    protocol = Protocol(num_samples, seq_len, max_gap, max_tokens, seed, batch_tokens)
+    protocol = Protocol(num_samples, seq_len, max_gap, max_tokens, num_prompts, seed, batch_tokens)
     texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, num_samples)
-    tables, described, data = [], [], {}
+    tables, described, data = [], [], {"protocol": asdict(protocol)}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
         model.check_causal("kinds of heads are defined for causal models")
         if any(model.name == other["name"] for other in described):
             raise DataError(f"Two of the models are called {model.name}: their rows could not be told apart.")
-        stimuli = _stimuli(model, names, texts, stimulus, protocol)
-        for one in stimuli:
-            tables.append(_score_on(model, stimuli[one], one, protocol, progress))
-            data[f"{model.name}: {', '.join(one)}"] = stimuli[one].provenance()
         described.append(model.provenance())
+        measuring = _Measuring(Setting(model, protocol, texts, progress), described[-1], work, stimulus)
+        tables.append(measuring.table(names, every=kinds is None))
+        data |= measuring.data
     if not tables:
         raise DataError("There is no model to score: the list is empty.")
     if texts is not None:
         data["corpus"] = {"source": origin, "documents": len(texts), "hash": texts_hash(texts)}
     order = [("model", "ascending"), ("kind", "ascending"), ("layer", "ascending"), ("head", "ascending")]
-    table = pa.concat_tables(tables).sort_by(order)
-    return HeadScores(Provenance(tuple(described), data, seed, "", versions()), table)
+    return HeadScores(Provenance(tuple(described), data, seed, "", versions()), pa.concat_tables(tables).sort_by(order))
 
 
 def known_kinds(kinds: Sequence[str] | None) -> list[str]:
-    """Return the kinds asked for, each once; None asks for all.
+    """Return the kinds asked for, each once; None asks for all that are measured by default.
 
     Raises
     ------
     DataError
         If one is unknown, or none is asked for.
     """
-    names = list(KINDS) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    names = list(DEFAULT_KINDS) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
         raise DataError(f"'{', '.join(unknown)}' is no kind of head; the kinds are {', '.join(KINDS)}.")
@@ -149,168 +117,86 @@ def _texts(corpus: str | Path | Sequence[str], field: str, n: int) -> tuple[list
     return list(corpus)[:n], "a list of texts"
 
 
-def _stimuli(
-    model: Model, names: list[str], texts: list[str] | None, stimulus: Stimulus | None, p: Protocol
-) -> dict[tuple[str, ...], Stimulus]:
-    """Return what each group of kinds is measured on."""
-    if stimulus is not None:
-        return {tuple(names): stimulus}
-    groups: dict[tuple[str, ...], Stimulus] = {}
-    if on_repeats := tuple(k for k in names if KINDS[k].stimulus == "repeats"):
-        groups[on_repeats] = repeat_stimulus(model, p)
-    if on_text := tuple(k for k in names if KINDS[k].stimulus == "text"):
-        if texts is None:
-            groups[on_text] = _random_tokens(model, p)
-        else:
-            limit = min(p.max_tokens, model.n_ctx)
-            groups[on_text] = passages(texts, model.tokenizer, bos=model.bos, max_tokens=limit)
-    return groups
+class _Measuring:
+    """All kinds of one model; what they were measured on, and which could not be, is in `data`."""
 
+    def __init__(
+        self, setting: Setting, described: Mapping[str, Any], work: str | Path | None, stimulus: Stimulus | None
+    ) -> None:
+        self.setting, self.described, self.given = setting, described, stimulus
+        self.work = None if work is None else Path(work)
+        self.data: dict[str, Any] = {}
 
-def repeat_stimulus(model: Model, p: Protocol) -> Stimulus:
-    """Return repeats that fit the model's vocabulary and context; the gap shrinks before the repeated part."""
-    ids = allowed_ids(model)
-    room = model.n_ctx - (model.bos is not None)
-    length = min(p.seq_len, len(ids) // 2, room // 2)
-    if length < 2:
-        raise DataError(f"{model.name} reads {room} tokens of {len(ids)} ordinary ids: too few to repeat any.")
-    max_gap = min(p.max_gap, room - 2 * length)
-    return repeats(ids, n=p.num_samples, length=length, max_gap=max_gap, bos=model.bos, seed=p.seed)
+    def table(self, names: Sequence[str], *, every: bool) -> pa.Table:
+        """Return a row per head and kind; with `every`, kinds that cannot be measured are left out."""
+        model, skipped = self.setting.model.name, {}
 
+        def attempt(name: str, work: Callable[[str], Any]) -> Any:
+            try:
+                return work(name)
+            except DataError as error:
+                if not every:
+                    raise
+                skipped[name] = str(error)
+                return None
 
-def _random_tokens(model: Model, p: Protocol) -> Stimulus:
-    ids = allowed_ids(model)
-    length = min(2 * p.seq_len, len(ids), model.n_ctx - 1)
-    return plain(ids, n=p.num_samples, length=length, bos=model.bos, seed=p.seed)
+        looking = {name: attempt(name, self._stimulus) for name in names if isinstance(KINDS[name].how, Looks)}
+        tallies: dict[str, HeadTally] = {}
+        for stimulus in {id(found): found for found in looking.values() if found is not None}.values():
+            tallies |= self._observed(stimulus, [name for name, found in looking.items() if found is stimulus])
+        for name in names:
+            if name not in looking and (measured := attempt(name, self._measured)) is not None:
+                tallies[name] = measured
+        tables = [table for name in tallies if (table := attempt(name, partial(self._table, tallies))) is not None]
+        if skipped:
+            self.data[f"{model}: not measured"] = skipped
+        if not tables:
+            raise DataError(f"{model} can be measured for none of these kinds: {next(iter(skipped.values()))}")
+        return pa.concat_tables(tables)
 
-
-def allowed_ids(model: Model) -> np.ndarray:
-    """Return the ids random stimuli draw from: ordinary tokens of the model's own vocabulary."""
-    special = [i for i in (model.bos, model.config.bos_token_id, model.config.eos_token_id) if isinstance(i, int)]
-    ids = ordinary_ids(model.tokenizer, model.vocab_size, special)
-    if not len(ids):
-        raise DataError(f"The tokenizer of {model.name} has no ordinary token: its vocabulary is missing or empty.")
-    return ids
-
-
-def _score_on(
-    model: Model, stimulus: Stimulus, names: tuple[str, ...], p: Protocol, progress: Progress | None
-) -> pa.Table:
-    own = _per_sequence(model, stimulus, stimulus.tokens, names, p, progress)
-    null = _nulls(model, stimulus, names, p, progress)
-    rows = []
-    for i, name in enumerate(names):
-        values = own[i]
-        whole = ~np.isnan(values).any((1, 2))  # sequences in which no row has a target say nothing
-        if not whole.any():
+    def _table(self, tallies: Mapping[str, HeadTally], name: str) -> pa.Table:
+        if not tallies[name].n:
             raise DataError(f"No sequence of the stimulus has a target for {name}: use longer texts, or repeats.")
-        mean, low, high = bootstrap_mean(values[whole], seed=p.seed)
-        rows.append(_rows(model.name, name, mean, low, high, null[i][whole].mean(0), int(whole.sum())))
-    return pa.concat_tables(rows)
+        return tallies[name].table(self.setting.model.name, name)
 
+    def _stimulus(self, name: str) -> Stimulus:
+        """What a kind of attention is measured on."""
+        how = KINDS[name].how
+        assert isinstance(how, Looks)
+        if self.given is None:
+            return self.setting.stimulus(how.stimulus)
+        if missing := [mark for mark in how.marks if mark not in self.given.marks]:
+            raise DataError(f"{name} needs sequences with the marks {', '.join(missing)}.")
+        return self.given
 
-def _per_sequence(
-    model: Model,
-    stimulus: Stimulus,
-    read: Tokens,
-    names: tuple[str, ...],
-    p: Protocol,
-    progress: Progress | None,
-) -> Float[np.ndarray, "kind sequence layer head"]:
-    """Score `read` at the targets of the stimulus' own tokens (they differ for a control)."""
-    found = np.empty((len(names), len(read), model.n_layers, model.n_heads))
-    marked = _TargetsOf(stimulus, names)
+    def _observed(self, stimulus: Stimulus, names: Sequence[str]) -> dict[str, HeadTally]:
+        looks = {name: self._fitting(name, stimulus) for name in names}
+        self.data[f"{self.setting.model.name}: {', '.join(names)}"] = stimulus.provenance()
+        return observe(self.setting, stimulus, looks, self._checkpoint(stimulus.provenance(), names))
 
-    def fold(pattern: Tensor, batch: Batch) -> Tensor:
-        return torch.stack([target_mass(pattern, targets) for targets in marked(batch)])
+    def _fitting(self, name: str, stimulus: Stimulus) -> Looks:
+        """A kind's way to look; of given sequences without a control, against even attention."""
+        how = KINDS[name].how
+        assert isinstance(how, Looks)
+        return Looks(how.aim, how.stimulus) if how.null == "control" and stimulus.control is None else how
 
-    done = 0
-    for batch in capture(model, read, {"blocks.*.attn.hook_pattern": fold}, batch_tokens=p.batch_tokens):
-        for layer in range(model.n_layers):
-            found[:, batch.index, layer] = batch[f"blocks.{layer}.attn.hook_pattern"].cpu().numpy()
-        _check_attention(model, found[:, batch.index], marked(batch))
-        done += len(batch.index)
-        if progress is not None:
-            what = "control" if read is stimulus.control else stimulus.name
-            progress(f"{model.name}: {what}", done, len(read))
-    return found
+    def _measured(self, name: str) -> HeadTally:
+        setting, kind = self.setting, KINDS[name]
+        assert not isinstance(kind.how, Looks)
+        if self.given is not None:
+            raise DataError(f"{name} is no kind of attention: it cannot be measured on given sequences.")
+        checkpoint = self._checkpoint({"text": None if setting.texts is None else texts_hash(setting.texts)}, [name])
+        measured = checkpoint.measured()
+        if measured is None:
+            setting.tell(name, 0, 1)
+            measured = kind.how(setting)
+            checkpoint.keep(measured)
+        setting.tell(name, 1, 1)
+        tally = HeadTally((setting.model.n_layers, setting.model.n_heads), kind.test)
+        tally.add(measured, Resampling(len(measured.own), seed=setting.protocol.seed).take(len(measured.own)))
+        self.data[f"{setting.model.name}: {name}"] = {"samples": tally.n, "test": kind.test}
+        return tally
 
-
-def _check_attention(
-    model: Model, found: Float[np.ndarray, "kind sequence layer head"], targets: list[Targets]
-) -> None:
-    aimed = torch.stack([t.any((1, 2)) for t in targets]).cpu().numpy()  # elsewhere NaN means: no target
-    lost = np.argwhere(np.isnan(found) & aimed[:, :, None, None])
-    if len(lost):
-        layer, head = lost[0, 2:]
-        raise ModelError(
-            f"The attention of layer {layer}, head {head} of {model.name} is NaN: its numbers overflow "
-            f"{str(model.dtype).removeprefix('torch.')}. Load it in a wider dtype."
-        )
-
-
-class _TargetsOf:
-    """Targets of each kind for a batch, made once and shared by all layers."""
-
-    def __init__(self, stimulus: Stimulus, names: tuple[str, ...]) -> None:
-        self.stimulus, self.names = stimulus, names
-        self._batch: Batch | None = None
-        self._targets: list[Targets] = []
-
-    def __call__(self, batch: Batch) -> list[Targets]:
-        if batch is not self._batch:
-            ids = torch.zeros_like(batch.ids)
-            for row, index in enumerate(batch.index):
-                sequence = self.stimulus.tokens[index]
-                ids[row, : len(sequence)] = torch.from_numpy(sequence)
-            self._targets = [KINDS[name].targets(ids, batch.mask, self.stimulus.bos) for name in self.names]
-            self._batch = batch
-        return self._targets
-
-
-def _nulls(
-    model: Model, stimulus: Stimulus, names: tuple[str, ...], p: Protocol, progress: Progress | None
-) -> Float[np.ndarray, "kind sequence layer head"]:
-    null = np.empty((len(names), len(stimulus.tokens), model.n_layers, model.n_heads))
-    controlled = [i for i, name in enumerate(names) if stimulus.control is not None and _needs_control(name)]
-    if controlled:
-        assert stimulus.control is not None
-        chosen = tuple(names[i] for i in controlled)
-        null[controlled] = _per_sequence(model, stimulus, stimulus.control, chosen, p, progress)
-    for i in set(range(len(names))) - set(controlled):
-        null[i] = _uniform(model, stimulus, names[i])[:, :, None]
-    return null
-
-
-def _needs_control(name: str) -> bool:
-    # A positional kind has the same targets whatever the tokens are: taking out repeats says nothing about it.
-    return KINDS[name].stimulus == "repeats"
-
-
-def _uniform(model: Model, stimulus: Stimulus, name: str) -> Float[np.ndarray, "sequence layer"]:
-    windows = [model.family.window(model.attention_module(layer)) for layer in range(model.n_layers)]
-    null = np.empty((len(stimulus.tokens), model.n_layers))
-    for i, sequence in enumerate(stimulus.tokens):
-        ids = torch.from_numpy(sequence)[None]
-        targets = KINDS[name].targets(ids, torch.ones_like(ids, dtype=torch.bool), stimulus.bos)
-        by_window = {window: float(uniform_mass(targets, window)) for window in set(windows)}
-        null[i] = [by_window[window] for window in windows]
-    return null
-
-
-def _rows(
-    model: str, kind: str, mean: np.ndarray, low: np.ndarray, high: np.ndarray, null: np.ndarray, n: int
-) -> pa.Table:
-    layers, heads = np.indices(mean.shape)
-    columns = {
-        "model": np.full(mean.size, model),
-        "layer": layers.ravel(),
-        "head": heads.ravel(),
-        "kind": np.full(mean.size, kind),
-        "score": mean.ravel(),
-        "low": low.ravel(),
-        "high": high.ravel(),
-        "null": null.ravel(),
-        "n": np.full(mean.size, n),
-    }
-    return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    def _checkpoint(self, shown: Mapping[str, Any], names: Sequence[str]) -> Checkpoint:
+        protocol = asdict(self.setting.protocol)
+        return Checkpoint(self.work, {"model": self.described, "protocol": protocol, "shown": shown, "kinds": names})

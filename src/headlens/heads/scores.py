@@ -13,11 +13,14 @@ SCHEMA = pa.schema(
         ("layer", pa.int32()),
         ("head", pa.int32()),
         ("kind", pa.string()),
-        ("score", pa.float64()),  # mean over sequences
-        ("low", pa.float64()),  # 95 % bootstrap interval over sequences
+        ("score", pa.float64()),  # mean over samples (sequences, prompts or tokens)
+        ("low", pa.float64()),  # 95 % bootstrap interval over samples
         ("high", pa.float64()),
         ("null", pa.float64()),  # what a head without the behaviour would score
-        ("n", pa.int64()),  # sequences
+        ("n", pa.int64()),  # samples
+        ("weighted", pa.float64()),  # the score with keys weighted by what they write; null where no keys are scored
+        ("p", pa.float64()),  # one-sided, of a score this far above its null
+        ("detail", pa.string()),  # what more there is to say (which offset)
     ]
 )
 

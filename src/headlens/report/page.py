@@ -25,7 +25,7 @@ from headlens._files import whole_file
 from headlens._result import Result
 from headlens.report.payload import traits
 
-VIEWS = ("head_grid", "attention", "provenance")
+VIEWS = ("head_grid", "head", "attention", "provenance")
 """Modules under views/, in the order in which they stand on the page."""
 
 _EXPORT = "export default { render };"
@@ -34,8 +34,8 @@ _EXPORT = "export default { render };"
 def write_report(results: Sequence[Result] | Result, path: str | Path, *, title: str | None = None) -> Path:
     """Write one self-contained page that shows `results` (one, or several), and return its path.
 
-    `results` holds HeadScores and at most one AttentionPatterns per model. The same results give the
-    same bytes. Any existing file is replaced, and only once the page is complete.
+    `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model.
+    The same results give the same bytes. Any existing file is replaced, and only once the page is complete.
 
     Raises
     ------

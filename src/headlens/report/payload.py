@@ -1,10 +1,14 @@
 """Turn results into what the views read: named JSON values, the patterns compressed inside them.
 
     heads            [{model, layers, heads}]                  one entry per model, under a short name
-    kinds            [{kind, name, meaning}]                   name and meaning may be null
-    scores           {model, kind: indices; layer, head; score, low, high, null, n}, as columns
+    kinds            [{kind, name, short, group, meaning, high}]      all but kind and group may be null
+    scores           {model, kind: indices; layer, head; score, low, high, null, n, weighted, q, level, detail}, as
+                     columns; level is an index into LEVELS; the last four are null where they were not decided
     patterns         per model of `heads`: null, or {texts: [[token, ...], ...]}
     packed_M_T       [layer][head] -> base64 of zlib of the causal half, for model M and text T
+    circuits         per model of `heads`: whether there are any
+    circuits_M       {tokens: [token, ...], rows: [layer][head] -> [[list, offset, source, target, value, place], ...]}
+                     for model M; source and target are indices of tokens
     provenance       [{results: [name, ...], provenance: {...}}]
 
 Each pattern is packed alone: a page opens without inflating any of them, and inflates the one that is
@@ -26,9 +30,16 @@ from jaxtyping import UInt8
 
 from headlens._errors import ResultError
 from headlens._result import Result
+from headlens.heads.atlas import ATLAS_SCHEMA
+from headlens.heads.circuit_tokens import CIRCUITS_SCHEMA, HeadCircuits
 from headlens.heads.kinds import KINDS
+from headlens.heads.labels import LEVELS
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.report.names import described
+
+_DECIDED = ("q", "level")
+"""Columns of an atlas that plain scores do not have."""
 
 
 def traits(results: Sequence[Result]) -> dict[str, Any]:
@@ -40,28 +51,23 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
         If there is nothing to show, a result is of a type that no view shows, two results answer
         the same question for the same head, or a result contradicts itself.
     """
-    scores, patterns = _sorted_by_type(results)
+    scores, patterns, circuits = _sorted_by_type(results)
     table = _score_columns(scores)
-    heads = _heads(table, patterns)
+    heads = _heads(table, patterns, circuits)
     if not heads:
         raise ResultError("These results hold no head: pass HeadScores with at least one row.")
     models = [h["model"] for h in heads]
     kinds = _kinds(table)
     return {
         "heads": [{**h, "model": name} for h, name in zip(heads, _short_names(models), strict=True)],
-        "kinds": [_described(kind) for kind in kinds],
+        "kinds": [described(kind) for kind in kinds],
         "scores": _indexed(table, models, kinds),
         "patterns": _texts(patterns, models),
         **_packed(patterns, models),
+        "circuits": [any(c.model == name for c in circuits) for name in models],
+        **{f"circuits_{models.index(c.model)}": _by_head(c, heads[models.index(c.model)]) for c in circuits},
         "provenance": _provenance(results),
     }
-
-
-def _described(kind: str) -> dict[str, str | None]:
-    if kind not in KINDS:  # measured by someone else: it goes by its raw name
-        return {"kind": kind, "name": None, "meaning": None}
-    meaning = f"{KINDS[kind].definition.capitalize()}."
-    return {"kind": kind, "name": kind.replace("_", " ").capitalize(), "meaning": meaning}
 
 
 def pack(entries: UInt8[np.ndarray, " entry"]) -> str:
@@ -69,20 +75,26 @@ def pack(entries: UInt8[np.ndarray, " entry"]) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(entries).tobytes())).decode("ascii")
 
 
-def _sorted_by_type(results: Sequence[Result]) -> tuple[list[HeadScores], list[AttentionPatterns]]:
+def _sorted_by_type(
+    results: Sequence[Result],
+) -> tuple[list[HeadScores], list[AttentionPatterns], list[HeadCircuits]]:
     if len(results) == 0:
         raise ResultError(
-            "A report needs at least one result: pass HeadScores, and AttentionPatterns if you have them."
+            "A report needs at least one result: pass a HeadAtlas or HeadScores, and AttentionPatterns and "
+            "HeadCircuits if you have them."
         )
     for result in results:
-        if not isinstance(result, HeadScores | AttentionPatterns):
+        if not isinstance(result, HeadScores | AttentionPatterns | HeadCircuits):
             raise ResultError(
-                f"A report shows HeadScores and AttentionPatterns, not {type(result).__name__}: leave it out."
+                "A report shows HeadAtlas, HeadScores, AttentionPatterns and HeadCircuits, "
+                f"not {type(result).__name__}: leave it out."
             )
     scores = [r for r in results if isinstance(r, HeadScores)]
     patterns = [r for r in results if isinstance(r, AttentionPatterns)]
+    circuits = [r for r in results if isinstance(r, HeadCircuits) and r.table.num_rows]
     _check_patterns(patterns)
-    return scores, patterns
+    _check_circuits(circuits)
+    return scores, patterns, circuits
 
 
 def _texts_of(result: AttentionPatterns) -> list[tuple[tuple[str, ...], np.ndarray]]:
@@ -90,10 +102,23 @@ def _texts_of(result: AttentionPatterns) -> list[tuple[tuple[str, ...], np.ndarr
     return [(tokens, weights) for tokens, weights in zip(result.tokens, result.weights, strict=True) if tokens]
 
 
+def _check_circuits(circuits: list[HeadCircuits]) -> None:
+    if twice := _twice([c.model for c in circuits]):
+        raise ResultError(f"Two HeadCircuits are of {twice}: pass one of them.")
+    for result in circuits:
+        if result.table.column_names != CIRCUITS_SCHEMA.names or len(result.table["model"].unique()) > 1:
+            raise ResultError(
+                f"HeadCircuits must have the columns {', '.join(CIRCUITS_SCHEMA.names)}, all of one model: "
+                "make them again."
+            )
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def _check_patterns(patterns: list[AttentionPatterns]) -> None:
-    names = [p.model for p in patterns]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if twice := _twice([p.model for p in patterns]):
         raise ResultError(f"Two AttentionPatterns are of {twice}: pass one that holds all its texts.")
     for result in patterns:
         if len(result.tokens) != len(result.weights):
@@ -112,12 +137,13 @@ def _check_patterns(patterns: list[AttentionPatterns]) -> None:
 
 def _score_columns(scores: list[HeadScores]) -> dict[str, list]:
     for result in scores:
-        if result.table.column_names != SCHEMA.names:
+        if not set(SCHEMA.names) <= set(result.table.column_names):
             raise ResultError(
                 f"HeadScores must have the columns {', '.join(SCHEMA.names)}; "
                 f"these have {', '.join(result.table.column_names)}."
             )
-    table = pa.concat_tables([SCHEMA.empty_table(), *(s.table.cast(SCHEMA) for s in scores)]).to_pydict()
+    parts = [ATLAS_SCHEMA.empty_table(), *(_as_atlas(s.table) for s in scores)]
+    table = pa.concat_tables(parts).to_pydict()
     keys = Counter(zip(*(table[name] for name in ("model", "kind", "layer", "head")), strict=True))
     (model, kind, layer, head), times = next(iter(keys.most_common(1)), ((None,) * 4, 0))
     if times > 1:
@@ -125,8 +151,18 @@ def _score_columns(scores: list[HeadScores]) -> dict[str, list]:
     return table
 
 
-def _heads(table: dict[str, list], patterns: list[AttentionPatterns]) -> list[dict[str, Any]]:
-    """The shape of each model, in order of appearance, as far as scores and patterns show it."""
+def _as_atlas(table: pa.Table) -> pa.Table:
+    """The columns that a page shows; what plain scores did not decide is null."""
+    for name in _DECIDED:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), ATLAS_SCHEMA.field(name).type))
+    return table.select(ATLAS_SCHEMA.names).cast(ATLAS_SCHEMA)
+
+
+def _heads(
+    table: dict[str, list], patterns: list[AttentionPatterns], circuits: list[HeadCircuits]
+) -> list[dict[str, Any]]:
+    """The shape of each model, in order of appearance, as far as the results show it."""
     shapes: dict[str, tuple[int, int]] = {}
     for name, layer, head in zip(table["model"], table["layer"], table["head"], strict=True):
         layers, heads = shapes.get(name, (0, 0))
@@ -136,6 +172,10 @@ def _heads(table: dict[str, list], patterns: list[AttentionPatterns]) -> list[di
         for _, weights in _texts_of(result)[:1]:
             layers, heads = max(layers, weights.shape[0]), max(heads, weights.shape[1])
             shapes[result.model] = (layers, heads)
+    for result in circuits:
+        layers, heads = shapes.get(result.model, (0, 0))
+        deepest, widest = (max(result.table[name].to_pylist()) + 1 for name in ("layer", "head"))
+        shapes[result.model] = (max(layers, deepest), max(heads, widest))
     return [{"model": name, "layers": layers, "heads": heads} for name, (layers, heads) in shapes.items()]
 
 
@@ -161,7 +201,7 @@ def _kinds(table: dict[str, list]) -> list[str]:
     return [k for k in KINDS if k in found] + [k for k in found if k not in KINDS]
 
 
-def _indexed(table: dict[str, list], models: list[str], kinds: list[str]) -> dict[str, list]:
+def _indexed(table: dict[str, list], models: list[str], kinds: list[str]) -> dict[str, list | None]:
     """The columns with names as indices, which keeps large tables small."""
     model_index = {name: i for i, name in enumerate(models)}
     kind_index = {name: i for i, name in enumerate(kinds)}
@@ -172,7 +212,28 @@ def _indexed(table: dict[str, list], models: list[str], kinds: list[str]) -> dic
         "head": table["head"],
         **{name: [_shown(x) for x in table[name]] for name in ("score", "low", "high", "null")},
         "n": table["n"],
+        "weighted": _unless_empty([_shown(x) for x in table["weighted"]]),
+        "q": _unless_empty([_shown(x) for x in table["q"]]),
+        "level": _unless_empty([LEVELS.index(x) if x in LEVELS else None for x in table["level"]]),
+        "detail": _unless_empty(table["detail"]),
     }
+
+
+def _unless_empty(column: list) -> list | None:
+    return column if any(x is not None for x in column) else None
+
+
+def _by_head(circuits: HeadCircuits, shape: dict[str, Any]) -> dict[str, Any]:
+    """The lists of each head, with tokens as indices."""
+    table = circuits.table.to_pydict()
+    tokens = list(dict.fromkeys([*table["source"], *table["target"]]))
+    index = {token: i for i, token in enumerate(tokens)}
+    rows: list[list[list]] = [[[] for _ in range(shape["heads"])] for _ in range(shape["layers"])]
+    names = ("layer", "head", "list", "offset", "source", "target", "value", "place")
+    for layer, head, name, offset, source, target, value, place in zip(*(table[n] for n in names), strict=True):
+        value = None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+        rows[layer][head].append([name, offset, index[source], index[target], value, place])
+    return {"tokens": tokens, "rows": rows}
 
 
 def _shown(number: float | None) -> float | None:
@@ -209,4 +270,8 @@ def _provenance(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _name(result: Result) -> str:
-    return f"Attention patterns of {result.model}" if isinstance(result, AttentionPatterns) else "Head scores"
+    if isinstance(result, AttentionPatterns):
+        return f"Attention patterns of {result.model}"
+    if isinstance(result, HeadCircuits):
+        return f"Circuits of {result.model}"
+    return "Head scores"

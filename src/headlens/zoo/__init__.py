@@ -5,8 +5,9 @@ Each is an ordinary `save_pretrained` folder: `hl.load("zoo:llama-small")`, or
 and what it was measured to contain. Beside them lie the tokenizers of the text world.
 """
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headlens._errors import ModelNotFound
@@ -40,6 +41,18 @@ def tokenizer_path(name: str) -> Path:
         If no such tokenizer ships with this version.
     """
     return _TOKENIZERS / _known(name, sorted(folder.name for folder in _TOKENIZERS.iterdir()), "tokenizer")
+
+
+def speaks_world(vocabulary: Mapping[str, int]) -> bool:
+    """Whether a vocabulary (token -> id) is that of one of the text world's tokenizers."""
+    return any(_vocabulary(folder.name) == vocabulary for folder in _TOKENIZERS.iterdir())
+
+
+@functools.cache
+def _vocabulary(name: str) -> dict[str, int]:
+    tokenizer = json.loads((tokenizer_path(name) / "tokenizer.json").read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return tokenizer["model"]["vocab"] | added
 
 
 def _known(name: str, there: Sequence[str], what: str) -> str:

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from headlens import zoo
 from headlens.data import stimuli, world
 from headlens.data.world import ANSWERS
 from headlens.heads import score
+from headlens.heads.read_out import read_out
 from headlens.models import Model, load
 from headlens.tracing import ablate, capture, edit
 from headlens.zoo.answers import Accuracy, accuracies, answers_of, fits, predicted, spell, tokenizer_of
@@ -153,22 +153,10 @@ def through_ov(model: Model, layer: int, head: int, repeats: stimuli.Stimulus) -
         for ids in repeats.tokens:
             (batch,) = capture(model, [np.asarray(ids).tolist()], [site])
             places = second_half(ids)
-            logits = _read_out(model, layer, circuit.output(batch[site][0, places, head]))
+            logits = read_out(model, layer, circuit.output(batch[site][0, places, head]))
             comes = logits[torch.arange(len(places)), torch.from_numpy(ids[places + 1])]
             below.append((logits[:, plain] < comes[:, None]).sum(1).double().mean().item() / (len(plain) - 1))
     return float(np.mean(below))
-
-
-def _read_out(model: Model, layer: int, out: Tensor) -> Tensor:
-    """What the unembedding reads in a head's output (token, d_model), up to a positive factor per token."""
-    post = model.norm(layer, "post_norm")
-    if post is not None:
-        out = post(out)
-    stack = model.stack
-    final = next(getattr(stack, name) for name in ("ln_f", "final_layer_norm", "norm") if hasattr(stack, name))
-    bias = getattr(final, "bias", None)
-    y = final(out) if bias is None else final(out) - bias
-    return y @ model.hf.get_output_embeddings().weight.T
 
 
 def facts_right(model: Model, documents: list[world.Document]) -> float:

@@ -289,9 +289,10 @@ function summarySentence(tokens, weights, focus, mode) {
   return [named(tokens, focus), ` (${focus})`, verb, ...(parts.length > 0 ? parts : ["nothing much"])];
 }
 
-/** The head's score of every kind; those whose interval clears their null stand out. */
+/** The head's score of every kind; those whose interval clears their null stand out. Levels say more: see head.js. */
 function scoreChips(model, selected) {
   const scores = model.get("scores");
+  if (scores.level) return "";
   const m = model.get("heads").findIndex((entry) => entry.model === selected.model);
   const chips = make("ul", "chips");
   const ofHead = (i) => scores.model[i] === m && scores.layer[i] === selected.layer && scores.head[i] === selected.head;
@@ -475,8 +476,8 @@ function render({ model, el }) {
   const update = async () => {
     const selected = model.get("selected");
     const request = ++shown.state.request;
-    parts.heading.textContent = selected ? `Layer ${selected.layer}, head ${selected.head}` : "Attention";
-    parts.heading.append(make("span", "faint", selected ? ` of ${selected.model}` : ""));
+    parts.heading.textContent = selected ? `Where layer ${selected.layer}, head ${selected.head}` : "Attention";
+    parts.heading.append(selected ? make("span", "faint", ` of ${selected.model}`) : "", selected ? " looks" : "");
     parts.about.replaceChildren(selected ? scoreChips(model, selected) : "");
     const m = model.get("heads").findIndex((entry) => entry.model === selected?.model);
     const texts = model.get("patterns")[m]?.texts;

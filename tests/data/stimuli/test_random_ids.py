@@ -1,4 +1,4 @@
-"""Stimuli: what repeats where is exactly what was promised, at random gaps, and nothing else repeats."""
+"""Random ids: what repeats where is exactly what was promised, at random gaps, and nothing else repeats."""
 
 from collections import Counter
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from headlens._errors import DataError
-from headlens.data import Stimulus, duplicates, pack, passages, plain, repeats
-from tests.data.test_tokens import TOKENIZERS
+from headlens.data import Stimulus, duplicates, plain, repeats
 
 ALLOWED = range(10, 110)
 BOS = 0
@@ -172,26 +171,3 @@ def test_what_cannot_be_made_is_refused(case):
     build, message = REFUSED[case]
     with pytest.raises(DataError, match=message):
         build()
-
-
-# --- passages ---------------------------------------------------------------------------------------------
-
-WORDS = TOKENIZERS["word_level"]
-
-
-def test_passages_begin_the_texts_and_leave_out_short_ones():
-    texts = ["one two", "one two three four", "a little boy named Tim a little boy"]
-    stimulus = passages(texts, WORDS, bos=BOS, max_tokens=6)
-    ids = [WORDS.convert_tokens_to_ids(text.split()) for text in texts]
-    assert [row.tolist() for row in stimulus.tokens] == [[BOS, *ids[1]], [BOS, *ids[2]][:6]]
-    assert stimulus.name == "text" and stimulus.control is None and stimulus.bos == BOS
-
-
-def test_passages_of_texts_that_are_all_short_are_refused():
-    with pytest.raises(DataError, match="No text has four tokens or more when it is cut at 3"):
-        passages(["one two three four"], WORDS, bos=None, max_tokens=3)
-
-
-def test_provenance_tells_stimuli_apart():
-    first = Stimulus("x", pack([[1, 2]]), None, recipe={"seed": 1})
-    assert first.provenance() == {"name": "x", "n": 1, "hash": pack([[1, 2]]).hash, "seed": 1}
