@@ -82,9 +82,7 @@ def bootstrap_mean(
     return tally.mean(), *tally.interval(level)
 
 
-def paired_p(
-    n: int, total: Float[np.ndarray, "*any"], squares: Float[np.ndarray, "*any"]
-) -> Float[np.ndarray, "*any"]:
+def paired_p(n: int, total: Float[np.ndarray, "*any"], squares: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
     """Return the one-sided p of a mean of differences above 0, from their sum and the sum of their squares.
 
     Student's t; differences that are all alike and above 0 are certain. NaN for fewer than two.

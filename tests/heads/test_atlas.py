@@ -1,5 +1,6 @@
 """The atlas finds what is known to be there, and nothing in a model that has learnt nothing."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -128,3 +129,25 @@ def test_summaries_count_every_head_once():
     assert len(best) == 2 * len(atlas.kinds)
     strongest = max((r for r in rows if r["kind"] == "sink"), key=lambda r: r["score"] - r["null"])
     assert next(r for r in best if r["kind"] == "sink")["head"] == strongest["head"]
+
+
+@pytest.mark.parametrize("bos", [0, None])
+def test_a_token_induction_head_looks_at_an_entitys_start_and_not_at_its_end(bos):
+    """Ground truth 7, with and without BOS: an offset by one would take one for the other."""
+    made = constructed.build("induction")
+    stimulus = hl.data.entities(range(1, 60), n=20, context=8, entity=3, max_gap=10, bos=bos, seed=0)
+    starts = dataclasses.replace(stimulus, marks={**stimulus.marks, "last": stimulus.marks["start"]})
+    for shown, expected in ((stimulus, 0.0), (starts, 1.0)):
+        scores = hl.heads.score(hl.load(made.model), ["entity_end_attention"], stimulus=shown)
+        found = {made.heads[r["layer"], r["head"]]: r["score"] for r in scores.table.to_pylist()}
+        assert found["induction"] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_head_that_writes_the_negative_of_what_it_reads_suppresses():
+    made = constructed.build("copying")
+    scores = hl.heads.score(hl.load(made.model), ["copying_logits", "copying_eigenvalues"], num_prompts=4)
+    found = {(made.heads[r["layer"], r["head"]], r["kind"]): r["score"] for r in scores.table.to_pylist()}
+    assert found["copying", "copying_logits"] == pytest.approx(1, abs=0.01)
+    assert found["anti_copying", "copying_logits"] == pytest.approx(-1, abs=0.01)
+    assert found["copying", "copying_eigenvalues"] == pytest.approx(1, abs=0.01)
+    assert found["anti_copying", "copying_eigenvalues"] == pytest.approx(-1, abs=0.01)

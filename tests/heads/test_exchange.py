@@ -407,7 +407,11 @@ def test_read_back_it_is_the_same_measurement(measured, tmp_path):
 
 def test_a_study_read_and_written_says_the_same(write, tmp_path):
     first = read_study(write(dataset(model_result("org/a", GRID), model_result("org/b", GRID))))
-    second = read_study(write_study(first, tmp_path / "again.json", kind="fixed_gap_induction"))
+    path = write_study(first, tmp_path / "again.json", kind="fixed_gap_induction")
+    assert all(
+        r["stimulus"] == {"name": "repeats at a fixed gap"} for r in json.loads(path.read_text())["model_results"]
+    )
+    second = read_study(path)
     assert second.table.equals(first.table)
     assert second.provenance.models == first.provenance.models
     for name in ("org/a: fixed_gap_induction", "org/b: fixed_gap_induction"):
@@ -454,9 +458,24 @@ def test_no_bos_is_read_back_as_none_and_an_unknown_one_as_unknown(tmp_path):
 def test_models_of_two_seeds_keep_each_its_own(tmp_path):
     table = pa.concat_tables([table_of({name: np.full((1, 2), 0.5)}) for name in "ab"])
     data = {f"{name}: induction": {"name": "repeats", "seed": seed} for name, seed in (("a", 1), ("b", 2))}
-    found = read_study(write_study(HeadScores(Provenance((), data), table), tmp_path / "it.json")).provenance
+    path = write_study(HeadScores(Provenance((), data), table), tmp_path / "it.json")
+    assert [result["seed"] for result in json.loads(path.read_text())["model_results"]] == [1, 2]
+    found = read_study(path).provenance
     assert found.seed is None
     assert [found.data[f"{name}: induction"]["seed"] for name in "ab"] == [1, 2]
+
+
+def test_numbers_of_samples_that_differ_are_not_one_number(tmp_path):
+    tables = [table_of({name: np.full((1, 2), 0.5)}, n=n) for name, n in (("a", 8), ("b", 9))]
+    mixed = pa.concat_tables([tables[0].slice(0, 1), table_of({"a": np.full((1, 2), 0.5)}, n=7).slice(1)])
+    for table, own, shared in (
+        (pa.concat_tables(tables), [8, 9], None),
+        (tables[1], [9], 9),
+        (mixed, [None], None),
+    ):
+        content = json.loads(write_study(HeadScores(Provenance(), table), tmp_path / "it.json").read_text())
+        assert [result["analysis_params"]["num_of_samples"] for result in content["model_results"]] == own
+        assert content["metadata"]["analysis_params"]["num_samples"] == shared
 
 
 def test_only_models_with_this_kind_are_written(tmp_path):

@@ -206,6 +206,7 @@ def test_every_kind_of_a_head_stands_in_its_table(atlas_page):
     }
     assert by_kind["Sink 2 back <b>"]["level"] == "medium"
     assert by_kind["Delimiter"]["q"] == ".750"
+    assert by_kind["Successor"]["bar"] == "01", "its scale reaches what is high, though all score .01"
     assert by_kind["Delimiter"]["level"] == "low"
     assert (by_kind["my_kind"]["level"], by_kind["my_kind"]["weighted"]) == ("", "")
     labelled = atlas_page.locator(".scores tr.labelled .title").all_text_contents()

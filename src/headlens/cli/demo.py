@@ -34,7 +34,7 @@ def demo(
     quieten_transformers()
     from headlens import zoo
     from headlens.data import world
-    from headlens.heads import atlas, attention_patterns
+    from headlens.heads import atlas, attention_patterns, head_circuits
     from headlens.models import load
     from headlens.report import write_report
     from headlens.tracing import verify
@@ -48,8 +48,9 @@ def demo(
     with _console.progress(quiet) as progress:
         found = with_command(atlas(models, KINDS, corpus=texts, seed=seed, progress=progress))
     longest = sorted(texts, key=len, reverse=True)[:N_TEXTS]
-    page = write_report([found, *(attention_patterns(m, longest, max_tokens=256) for m in models)], out,
-                        title="The zoo: small models, side by side, and what their heads do")  # fmt: skip
+    patterns = [attention_patterns(model, longest, max_tokens=256) for model in models]
+    title = "The zoo: small models, side by side, and what their heads do"
+    page = write_report([found, *patterns, *map(head_circuits, models)], out, title=title)
     print_side_by_side(found.table.to_pylist(), found.kinds)
     _console.out.print("\nThe same as a page, with every head's attention to look at:")
     _console.out.print(f"  {page.resolve()}", soft_wrap=True, markup=False)

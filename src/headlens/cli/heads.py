@@ -81,7 +81,7 @@ def heads(
     _check_asked(models, out, report, format, save_individual=save_individual)
     quieten_transformers()
     from headlens.data import read_texts
-    from headlens.heads import atlas, attention_patterns
+    from headlens.heads import atlas, attention_patterns, head_circuits
     from headlens.heads.labels import thresholds
     from headlens.heads.measure import known_kinds
     from headlens.heads.setting import Protocol
@@ -120,7 +120,8 @@ def heads(
         shown = [
             attention_patterns(m, examples[:texts], max_tokens=max_tokens) for m in loaded if texts and m.tokenizer
         ]
-        write_report([found, *shown], report)
+        circuits = [head_circuits(m) for m in loaded]
+        write_report([found, *shown, *circuits], report)
     if json or format == "json":
         _console.print_json({"scores": found.table.to_pylist(), "provenance": found.provenance.__dict__})
     elif format == "table":

@@ -107,7 +107,9 @@ KINDS: dict[str, Kind] = {
     ),
     "copying_top1": Kind("raises the token that it reads above all others", _copying_top1, medium=0.1, high=0.5),
     "copying_logits": Kind("raises the tokens of a text that it reads above the text's others", _copying_logits),
-    "copy_suppression": Kind("lowers the token that it attends to where that is expected anyway", _copy_suppression),
+    "copy_suppression": Kind(
+        "lowers the token that it attends to where that is expected anyway", _copy_suppression, medium=0.5, high=0.8
+    ),
     "successor": Kind("raises what comes next in an order: Monday, Tuesday", _successor, medium=0.5),
     "name_mover": Kind(
         "attends, where a name comes next, to the one that was named once",

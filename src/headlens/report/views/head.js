@@ -23,7 +23,7 @@ function filled(tag, className, ...children) {
 }
 
 // A true minus sign is as wide as a digit, so columns of numbers align.
-const minus = (text) => text.replace("-", "\u2212");
+const minus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replace("-", "\u2212"));
 
 const shown = (number, digits = 3) => (number === null ? "" : minus(number.toFixed(digits)));
 
