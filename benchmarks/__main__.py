@@ -1,4 +1,10 @@
-"""Measure everything, print it, and write docs/benchmarks.md."""
+"""Measure everything, print it, and write docs/benchmarks.md: python -m benchmarks.
+
+    python -m benchmarks small observing      the parts named, at a size that only shows that they run; writes nothing
+    python -m benchmarks observing peers      the parts named, at full size; writes nothing
+
+Parts: capture idle fold observing peers start.
+"""
 
 import sys
 from pathlib import Path
@@ -6,20 +12,40 @@ from pathlib import Path
 import torch
 
 import headlens as hl
-from benchmarks import harness, memory, subjects
+from benchmarks import harness, memory, observing, peers, subjects
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+NOTES = """\
+Rows on scores: random weights and random tokens, one sequence at a time; both sides run the same number of forward
+passes unless the row says otherwise, and their numbers are compared before they are timed. The plain loop keeps
+all patterns, takes diagonals and masks head by head, and computes no logits. Memory is what tensors take up beyond
+the loaded model, from torch's record of allocations. TransformerLens stands in its own environment, beside the
+same torch.
+"""
 
 
-def main() -> None:
-    rows = [*capture_costs(), *idle_costs(), *fold_memory(), *start_up()]
+def main(arguments: list[str]) -> None:
+    size = subjects.SMALL if "small" in arguments else subjects.FULL
+    parts = {
+        "capture": capture_costs,
+        "idle": idle_costs,
+        "fold": fold_memory,
+        "observing": lambda: observing.rows(size),
+        "peers": lambda: peers.rows(size),
+        "start": start_up,
+    }
+    chosen = [part for part in parts if part in arguments] or list(parts)
+    rows = [row for part in chosen for row in parts[part]()]
     table = harness.to_markdown(rows)
-    PAGE.write_text(
-        "# What it costs\n\nMeasured by `make bench`: pairs run in turn in one process, medians (and quartiles) "
-        f"of their ratios; memory from fresh processes.\n\n{table}\nMachine: {harness.machine()}.\n",
-        encoding="utf-8",
-    )
-    print(table, f"\nwritten to {PAGE.relative_to(PAGE.parents[1])}", sep="")
+    print(table)
+    if not arguments:
+        PAGE.write_text(
+            "# What it costs\n\nMeasured by `make bench`: pairs run in turn in one process, medians (and quartiles) "
+            "of their ratios; memory from fresh processes.\n\n"
+            f"{table}\n{NOTES}\nMachine: {harness.machine()}.\n",
+            encoding="utf-8",
+        )
+        print(f"written to {PAGE.relative_to(PAGE.parents[1])}")
     sys.exit(not all(row.holds for row in rows))
 
 
@@ -85,4 +111,4 @@ def start_up():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 A single time says more about what else the machine was doing than about the code. So each row compares
 two callables, run in turn A B A B ..., and quotes the median of the ratios A/B pair by pair with its
-quartiles. Peak memory is that of the tensors in a process that does that one thing only.
+quartiles. Peak memory is that of the tensors, beyond the loaded model's, in a process that does that one thing only.
 """
 
 import gc
@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.subjects import FULL, Job, Size
 
 ROUNDS = 21
 
@@ -29,10 +30,8 @@ class Row:
     holds: bool
 
 
-def ratio(
-    what: str, ours: Callable[[], object], against: str, theirs: Callable[[], object], bar: float, rounds: int = ROUNDS
-) -> Row:
-    """Time two callables in turn and return the median ratio ours / theirs."""
+def ratio(what: str, ours: Job, against: str, theirs: Job, bar: float | None, rounds: int = ROUNDS) -> Row:
+    """Time two callables in turn and return the median ratio ours / theirs; without a bar, for contrast."""
     for _ in range(2):  # warm-up: caches, lazy imports, allocator
         ours(), theirs()
     gc.collect()
@@ -42,13 +41,22 @@ def ratio(
     finally:
         gc.enable()
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Row(what, against, f"{middle:.3f} x ({low:.3f} to {high:.3f}, {rounds} pairs)", f"{bar} x", middle <= bar)
+    measured = f"{middle:.3f} x ({low:.3f} to {high:.3f}, {rounds} pairs)"
+    if bar is None:
+        return Row(what, against, measured, "for contrast", True)
+    return Row(what, against, measured, f"{bar:.3g} x", middle <= bar)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(run: Job) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def agree(ours: float, theirs: float, what: object) -> None:
+    """Raise unless two numbers are the same, so that no row compares different things."""
+    if not abs(ours - theirs) <= 1e-6 + 1e-4 * abs(theirs):
+        raise RuntimeError(f"What is compared is not the same: {what} is {ours} here and {theirs} there.")
 
 
 def command_seconds(what: str, command: list[str], bar: float, rounds: int = 11) -> Row:
@@ -64,12 +72,10 @@ def command_seconds(what: str, command: list[str], bar: float, rounds: int = 11)
     )
 
 
-def peak_megabytes(job: str) -> float:
-    """Return the peak tensor memory of a fresh process that runs `benchmarks.memory` job `job`."""
-    found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", job], check=True, capture_output=True, text=True
-    ).stdout
-    return float(found)
+def peak_megabytes(job: str, size: Size = FULL) -> float:
+    """Return the peak memory of the tensors, beyond the model, of a fresh process that runs a job of `memory.py`."""
+    command = [sys.executable, "-m", "benchmarks.memory", job, *map(str, size)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def machine() -> str:

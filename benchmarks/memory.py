@@ -1,4 +1,4 @@
-"""Jobs whose peak memory is measured, each alone in its process: python -m benchmarks.memory JOB."""
+"""Jobs whose peak memory is measured, each alone in its process: python -m benchmarks.memory JOB [SIZE]."""
 
 import sys
 from collections.abc import Callable
@@ -7,40 +7,50 @@ from itertools import accumulate
 import torch
 
 import headlens as hl
-import headlens.tracing  # in every job: what is compared is the run, not the imports
-from benchmarks import subjects
+from benchmarks import observing, subjects
+from benchmarks.subjects import Job, Size
+from headlens.tracing.capture import Sites
 
 CORPUS, LENGTH = 4, 1024
 HEADS = 16
 PATTERN_MB = HEADS * LENGTH * LENGTH * 4 / 2**20  # one layer, one sequence
 
 
-def plain() -> None:
+def plain(_: Size) -> Job:
     """Run the corpus through transformers' eager attention."""
     hf = subjects.gpt2(HEADS)
     hf.set_attn_implementation("eager")
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def run() -> None:
         for row in subjects.ids(CORPUS, LENGTH):
             hf(row[None], use_cache=False)
 
+    return run
 
-def fold() -> None:
+
+def fold(_: Size) -> Job:
     """The same, folding every layer's pattern into its mean attention to the first token."""
-    model = hl.load(subjects.gpt2(HEADS))
-    sites = {"blocks.*.attn.hook_pattern": lambda pattern, batch: pattern[..., 0].mean(-1)}
-    for _ in hl.capture(model, subjects.ids(CORPUS, LENGTH), sites, batch_tokens=LENGTH):
-        pass
+    return _captures({"blocks.*.attn.hook_pattern": lambda pattern, batch: pattern[..., 0].mean(-1)})
 
 
-def keep() -> None:
+def keep(_: Size) -> Job:
     """The same without a reducer, for contrast: a batch then holds the patterns of all layers."""
+    return _captures(["blocks.*.attn.hook_pattern"])
+
+
+def _captures(sites: Sites) -> Job:
     model = hl.load(subjects.gpt2(HEADS))
-    for _ in hl.capture(model, subjects.ids(CORPUS, LENGTH), ["blocks.*.attn.hook_pattern"], batch_tokens=LENGTH):
-        pass
+
+    def run() -> None:
+        for _ in hl.capture(model, subjects.ids(CORPUS, LENGTH), sites, batch_tokens=LENGTH):
+            pass
+
+    return run
 
 
-def peak(job: Callable[[], None]) -> float:
-    """Return the most memory that tensors took up at once while `job` ran, in MB.
+def peak(job: Job) -> float:
+    """Return the most memory that tensors took up at once while `job` ran, in MB, beyond those there before.
 
     From torch's own record of allocations: a process' resident size also counts fragments and imports.
     """
@@ -51,7 +61,15 @@ def peak(job: Callable[[], None]) -> float:
     return max(accumulate(nbytes for _, nbytes in changes)) / 2**20
 
 
-JOBS = {"plain": plain, "fold": fold, "keep": keep}
+JOBS: dict[str, Callable[[Size], Job]] = {
+    "plain": plain,
+    "fold": fold,
+    "keep": keep,
+    "observe": lambda size: observing.passes(size)[0],
+    "loop": lambda size: observing.plain_passes(size)[0],
+    "offset": lambda size: observing.passes(size)[2],
+    "offset_loop": lambda size: observing.plain_passes(size)[2],
+}
 
 if __name__ == "__main__":
-    print(peak(JOBS[sys.argv[1]]))
+    print(peak(JOBS[sys.argv[1]](Size(*map(int, sys.argv[2:])))))

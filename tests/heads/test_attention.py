@@ -12,13 +12,13 @@ from headlens.heads.attention import (
     even_mass,
     induction,
     itself,
+    masses,
     offset_profile,
     one_period_back,
     places,
     previous_token,
     sink,
     target_mass,
-    weighted_mass,
     weighted_totals,
 )
 
@@ -111,7 +111,8 @@ def test_scores_are_what_their_definition_says(seed, share):
     at = places(targets)
     torch.testing.assert_close(target_mass(pattern, at), raw, equal_nan=True, atol=1e-6, rtol=1e-6)
     totals = weighted_totals(pattern, sizes)
-    ours = weighted_mass(pattern, sizes, totals, at)
+    same, ours = masses(pattern, sizes, totals, at)
+    torch.testing.assert_close(same, target_mass(pattern, at), equal_nan=True)
     torch.testing.assert_close(ours.isnan(), raw.isnan())
     torch.testing.assert_close(ours[~raw.isnan()], weighted[~raw.isnan()], atol=1e-5, rtol=1e-5)
 
@@ -122,7 +123,8 @@ def test_a_sink_that_writes_nothing_does_not_hide_where_a_head_looks():
     sizes = torch.tensor([[[0.01], [1.0]]])
     at = places(torch.tensor([[[False, False], [False, True]]]))
     assert target_mass(pattern, at).item() == pytest.approx(0.01)
-    assert weighted_mass(pattern, sizes, weighted_totals(pattern, sizes), at).item() == pytest.approx(0.5025, abs=1e-4)
+    _, weighted = masses(pattern, sizes, weighted_totals(pattern, sizes), at)
+    assert weighted.item() == pytest.approx(0.5025, abs=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 4])

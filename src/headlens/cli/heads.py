@@ -105,7 +105,6 @@ def heads(
                 work=work, progress=progress,
             )
         )  # fmt: skip
-    _say_what_differs(found, seq_len, quiet)
     if out is not None:
         _save(found, out, individually=save_individual)
         _console.note(f"scores: {out / 'table.parquet' if not save_individual else out}", quiet)
@@ -122,6 +121,7 @@ def heads(
         ]
         circuits = [head_circuits(m) for m in loaded]
         write_report([found, *shown, *circuits], report)
+    _say_what_differs(found, seq_len, quiet)
     if json or format == "json":
         _console.print_json({"scores": found.table.to_pylist(), "provenance": found.provenance.__dict__})
     elif format == "table":

@@ -127,15 +127,19 @@ def target_mass(pattern: Float[Tensor, "batch head token token"], at: Places) ->
     return _mean(pattern[at.row, :, at.query, at.key], at)
 
 
-def weighted_mass(
+def masses(
     pattern: Float[Tensor, "batch head token token"],
     sizes: Float[Tensor, "batch token head"],
     totals: Float[Tensor, "batch head token"],
     at: Places,
-) -> Float[Tensor, "batch head"]:
-    """Return the same with each key weighted by the size of what it writes; `totals` is `weighted_totals`."""
-    shares = pattern[at.row, :, at.query, at.key] * sizes[at.row, at.key] / totals[at.row, :, at.query]
-    return _mean(shares.nan_to_num(0.0), at)  # a row that writes nothing at all goes nowhere
+) -> tuple[Float[Tensor, "batch head"], Float[Tensor, "batch head"]]:
+    """Return `target_mass`, and the same with each key weighted by the size of what it writes.
+
+    `totals` is `weighted_totals`.
+    """
+    entries = pattern[at.row, :, at.query, at.key]
+    shares = entries * sizes[at.row, at.key] / totals[at.row, :, at.query]
+    return _mean(entries, at), _mean(shares.nan_to_num(0.0), at)  # a row that writes nothing at all goes nowhere
 
 
 def weighted_totals(
@@ -170,8 +174,10 @@ def offset_profile(
     are one sum without a copy: entry (q, q - d) stands at q T + q - d = q (T + 1) - d.
     """
     n = pattern.shape[-1]
-    flat = pattern.reshape(*pattern.shape[:2], n * n)
-    sums = flat[..., 1:].unflatten(-1, (n - 1, n + 1)).sum(2, dtype=torch.float64).flip(-1)[..., 1:]
+    rows = pattern.reshape(*pattern.shape[:2], n * n)[..., 1:].unflatten(-1, (n - 1, n + 1))
+    # Rows are added a few at a time in float32 and these sums in float64, which would else take a wider copy of all.
+    sums = torch.stack([part.sum(2, dtype=torch.float32) for part in rows.split(64, 2)], -1)
+    sums = sums.sum(-1, dtype=torch.float64).flip(-1)[..., 1:]
     own = pattern.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
     sums = torch.cat([own[..., None], sums[..., : n - 1]], dim=-1)
     for column in range(first):  # keys before `first` are no targets

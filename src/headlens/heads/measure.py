@@ -140,6 +140,8 @@ class _Measuring:
                 skipped[name] = str(error)
                 return None
 
+        if self.given is None and self.setting.texts is not None:
+            self.setting.stimulus("text")  # a corpus that was given and cannot be read is no reason to leave it out
         looking = {name: attempt(name, self._stimulus) for name in names if isinstance(KINDS[name].how, Looks)}
         tallies: dict[str, HeadTally] = {}
         for stimulus in {id(found): found for found in looking.values() if found is not None}.values():

@@ -23,9 +23,9 @@ from headlens.heads.attention import (
     Reading,
     Targets,
     even_mass,
+    masses,
     places,
     target_mass,
-    weighted_mass,
     weighted_totals,
 )
 from headlens.heads.kinds import Looks
@@ -75,7 +75,7 @@ def _sequences(
     control = _read(setting, stimulus.control, start, fold, controlled) if controlled else None
     for batch in own:
         index, found = batch.index + start, _by_kind(setting.model, batch)
-        _check_attention(setting.model, found)
+        _check_attention(setting.model, found, fold.aimed())
         if control is not None:
             for name, (null, _, _) in _by_kind(setting.model, next(control)).items():
                 found[name] = (found[name][0], null, found[name][2])
@@ -125,14 +125,18 @@ class _Fold:
         aims = self._aims(batch.index + start, pattern.device)
         for name in names:
             at, other = aims[name]
-            own = target_mass(pattern, at)
+            own, weighted = masses(pattern, sizes, totals, at)
             null = (
                 target_mass(pattern, other)
                 if other is not None
                 else even_mass(at, self.windows[layer])[:, None].expand_as(own)
             )
-            found[name] = torch.stack([own, null, weighted_mass(pattern, sizes, totals, at)])
+            found[name] = torch.stack([own, null, weighted])
         return found
+
+    def aimed(self) -> dict[str, np.ndarray]:
+        """Which sequences of the last batch have a target, for each kind."""
+        return {name: (at.n_rows > 0).cpu().numpy() for name, (at, _) in self._made[1].items()}
 
     def _aims(self, index: np.ndarray, device: torch.device) -> dict[str, tuple[Places, Places | None]]:
         if self._made[0] != index.tobytes():
@@ -169,10 +173,11 @@ def _write_metric(model: Model, layer: int) -> Float[Tensor, "head d_head d_head
     return W_O @ W_O.transpose(1, 2)
 
 
-def _check_attention(model: Model, found: Mapping[str, tuple[np.ndarray, ...]]) -> None:
-    for own, _, _ in found.values():
-        # A sequence without a target is NaN in every head; NaN in some is the model's.
-        lost = np.argwhere(np.isnan(own) & ~np.isnan(own).all((1, 2), keepdims=True))
+def _check_attention(
+    model: Model, found: Mapping[str, tuple[np.ndarray, ...]], aimed: Mapping[str, np.ndarray]
+) -> None:
+    for name, (own, _, _) in found.items():
+        lost = np.argwhere(np.isnan(own) & aimed[name][:, None, None])  # elsewhere NaN means: no target
         if len(lost):
             layer, head = lost[0, 1:]
             raise ModelError(

@@ -229,6 +229,9 @@ class Model:
             "revision": self.revision,
             "family": self.family.title,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "d_model": self.d_model,
             "config": config_hash(self.hf.config),
             "weights": weights_hash(self.hf),
             "tokenizer": tokenizer_hash(self.tokenizer),
@@ -247,7 +250,11 @@ def weights_hash(hf: Any) -> str:
         flat = parameter.detach().contiguous().reshape(-1)
         bits = flat.view(_INTEGERS[flat.element_size()])
         sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{int(bits.sum(dtype=torch.int64))}".encode())
+        # Part by part: a sum in wider integers first makes a wider copy of all that it sums.
+        total = sum(
+            (part.sum(dtype=torch.int64) for part in bits.split(1 << 18)), bits.new_zeros((), dtype=torch.int64)
+        )
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{int(total)}".encode())
         digest.update(sample.tobytes())
     return digest.hexdigest()[:16]
 

@@ -9,7 +9,7 @@ from headlens.data import Stimulus, pack
 
 def test_provenance_tells_stimuli_apart():
     first = Stimulus("x", pack([[1, 2]]), None, recipe={"seed": 1})
-    assert first.provenance() == {"name": "x", "n": 1, "hash": pack([[1, 2]]).hash, "seed": 1}
+    assert first.provenance() == {"name": "x", "n": 1, "hash": pack([[1, 2]]).hash, "bos": None, "seed": 1}
 
 
 TOKENS = pack([[1, 2, 3], [4, 5]])

@@ -48,7 +48,7 @@ class Stimulus:
 
     def provenance(self) -> dict[str, Any]:
         """Return what a result records of this stimulus."""
-        return {"name": self.name, "n": len(self.tokens), "hash": self.tokens.hash, **self.recipe}
+        return {"name": self.name, "n": len(self.tokens), "hash": self.tokens.hash, "bos": self.bos, **self.recipe}
 
 
 def check_sizes(name: str, least: int, **sizes: int) -> None:
