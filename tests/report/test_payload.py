@@ -17,9 +17,8 @@ from headlens._result import Provenance, Result
 from headlens.heads.circuit_tokens import HeadCircuits
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
-from headlens.report.names import OTHERS, described
 from headlens.report.page import embedded_json
-from headlens.report.payload import pack, traits
+from headlens.report.payload import GROUPS, OTHERS, pack, traits
 from tests.report.shown_results import (
     FIRST,
     KINDS,
@@ -210,16 +209,19 @@ def test_plain_scores_and_an_atlas_can_stand_side_by_side():
 
 
 def test_every_kind_has_a_short_name_of_its_own_and_a_group():
-    entries = [described(kind) for kind in heads.KINDS]
-    shorts = [entry["short"] for entry in entries]
-    assert None not in shorts
-    assert len(set(shorts)) == len(shorts)
-    assert max(map(len, shorts)) <= 6
-    assert OTHERS not in {entry["group"] for entry in entries}
-    assert all(entry["high"] == heads.KINDS[entry["kind"]].high for entry in entries)
-    assert described("mine") == {
-        **{"kind": "mine", "name": None, "short": None, "group": OTHERS, "meaning": None, "high": None}
-    }
+    shorts = [kind.short for kind in heads.KINDS.values()]
+    assert len(set(shorts)) == len(shorts) and max(map(len, shorts)) <= 6
+    every = make_scores({"m": (1, 1)}, np.random.default_rng(0))
+    entries = {entry["kind"]: entry for entry in traits([every])["kinds"]}
+    assert set(entries) == set(heads.KINDS)
+    for name, kind in heads.KINDS.items():
+        entry = entries[name]
+        assert (entry["short"], entry["high"], entry["group"]) == (kind.short, kind.high, GROUPS[kind.shows])
+    row = {"model": "m", "layer": 0, "head": 0, "kind": "mine", "score": 0.5}
+    unknown = HeadScores(Provenance(), pa.Table.from_pylist([row], schema=SCHEMA))
+    assert traits([unknown])["kinds"] == [
+        {"kind": "mine", "name": None, "short": None, "group": OTHERS, "meaning": None, "high": None}
+    ]
 
 
 def test_every_row_of_the_circuits_is_found_again(example):

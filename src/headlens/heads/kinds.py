@@ -43,6 +43,10 @@ class Looks:
 class Kind:
     """One thing a head can do."""
 
+    short: str
+    """A word that fits a cell of the report."""
+    shows: Literal["looks", "writes", "does"]
+    """In where it looks, in what it writes, or in what the model does with it."""
     definition: str
     how: Looks | Callable[[Setting], Measured]
     medium: float = 0.35
@@ -53,6 +57,8 @@ class Kind:
     """How its p comes about; see heads/tally.py."""
     by_default: bool = True
     """Whether it is measured when no kind is named."""
+    title: str = ""
+    """Its name in words, where those are more than the name's."""
 
 
 def _copying_eigenvalues(setting: Setting) -> Measured:
@@ -80,65 +86,90 @@ def _successor(setting: Setting) -> Measured:
 
 
 KINDS: dict[str, Kind] = {
-    "previous_token": Kind("attends to the token before", Looks(attention.previous_token, "text or random")),
-    "offset": Kind("attends to the token a fixed number of places back, two or more", offset),
-    "self": Kind("attends to the current token itself", Looks(attention.itself, "text or random")),
-    "sink": Kind("parks its attention on the first token", Looks(attention.sink, "text or random"), medium=0.3),
+    "previous_token": Kind(
+        "Prev", "looks", "attends to the token before",
+        Looks(attention.previous_token, "text or random"),
+    ),
+    "offset": Kind(
+        "Offs", "looks", "attends to the token a fixed number of places back, two or more",
+        offset,
+    ),
+    "self": Kind(
+        "Self", "looks", "attends to the current token itself",
+        Looks(attention.itself, "text or random"),
+    ),
+    "sink": Kind(
+        "Sink", "looks", "parks its attention on the first token",
+        Looks(attention.sink, "text or random"), medium=0.3,
+    ),
     "delimiter": Kind(
-        "attends to punctuation",
+        "Delim", "looks", "attends to punctuation",
         Looks(between(None, "delimiter"), "text", between(None, "elsewhere"), marks=("delimiter", "elsewhere")),
     ),
     "duplicate_token": Kind(
-        "attends to earlier copies of the current token", Looks(attention.duplicate_token, "repeats", "control")
+        "Dup", "looks", "attends to earlier copies of the current token",
+        Looks(attention.duplicate_token, "repeats", "control"),
     ),
     "induction": Kind(
-        "attends to what followed earlier copies of the current token",
-        Looks(attention.induction, "repeats", "control"),
-        needs=("copying_logits",),
+        "Ind", "looks", "attends to what followed earlier copies of the current token",
+        Looks(attention.induction, "repeats", "control"), needs=("copying_logits",),
     ),
     "fixed_gap_induction": Kind(
-        "attends one period back and one on where random tokens repeat at once (a purely positional head does, too)",
-        Looks(attention.one_period_back, "fixed_repeats", "even"),
-        by_default=False,
+        "FixInd", "looks", "attends one period back and one on where random tokens repeat at once",
+        Looks(attention.one_period_back, "fixed_repeats"), by_default=False, title="Fixed-gap induction",
     ),
     "copying_eigenvalues": Kind(
-        "writes what it reads: its output-value circuit has positive eigenvalues",
+        "Eig", "writes", "writes what it reads: its output-value circuit has positive eigenvalues",
         _copying_eigenvalues, needs=("copying_top1",), test="spread",
     ),
-    "copying_top1": Kind("raises the token that it reads above all others", _copying_top1, medium=0.1, high=0.5),
-    "copying_logits": Kind("raises the tokens of a text that it reads above the text's others", _copying_logits),
-    "copy_suppression": Kind(
-        "lowers the token that it attends to where that is expected anyway", _copy_suppression, medium=0.5, high=0.8
+    "copying_top1": Kind(
+        "Top1", "writes", "raises the token that it reads above all others",
+        _copying_top1, medium=0.1, high=0.5, title="Copying top-1",
     ),
-    "successor": Kind("raises what comes next in an order: Monday, Tuesday", _successor, medium=0.5),
+    "copying_logits": Kind(
+        "Copy", "writes", "raises the tokens of a text that it reads above the text's others",
+        _copying_logits,
+    ),
+    "copy_suppression": Kind(
+        "Supp", "writes", "lowers the token that it attends to where that is expected anyway",
+        _copy_suppression, medium=0.5, high=0.8,
+    ),
+    "successor": Kind(
+        "Succ", "writes", "raises what comes next in an order: Monday, Tuesday",
+        _successor, medium=0.5,
+    ),
     "name_mover": Kind(
-        "attends, where a name comes next, to the one that was named once",
+        "Name", "looks", "attends, where a name comes next, to the one that was named once",
         Looks(between("end", "io"), "indirect_objects", between("end", "s1"), marks=("end", "io", "s1")),
         needs=("copying_logits",),
     ),
     "giver_attention": Kind(
-        "attends, where a name comes next, to the second mention of the one that was named twice",
+        "Giver", "looks", "attends, where a name comes next, to the second mention of the one that was named twice",
         Looks(between("end", "s2"), "indirect_objects", "control", marks=("end", "s2")),
     ),
     "s_inhibition": Kind(
-        "keeps name movers from the name that was said twice (causal)",
-        effects.s_inhibition, medium=0.05, high=0.2, needs=("giver_attention",),
+        "S-inh", "does", "keeps name movers from the name that was said twice (causal)",
+        effects.s_inhibition, medium=0.05, high=0.2, needs=("giver_attention",), title="S-inhibition",
     ),
-    "retrieval": Kind("points at what the model copies out of a text", retrieval, medium=0.1, high=0.5),
+    "retrieval": Kind(
+        "Retr", "does", "points at what the model copies out of a text",
+        retrieval, medium=0.1, high=0.5,
+    ),
     "query_focused_retrieval": Kind(
-        "attends from a question to the sentence that answers it",
-        Looks(between("question", "gold"), "needles", "control", marks=("question", "gold")), medium=0.1, high=0.35,
+        "Query", "looks", "attends from a question to the sentence that answers it",
+        Looks(between("question", "gold"), "needles", "control", marks=("question", "gold")),
+        medium=0.1, high=0.35, title="Query-focused retrieval",
     ),
     "entity_end_attention": Kind(
-        "attends, before an entity comes again, to its last token",
+        "End", "looks", "attends, before an entity comes again, to its last token",
         Looks(between("end", "last"), "entities", "control", marks=("end", "last")),
     ),
     "concept_induction": Kind(
-        "brings on a whole entity: makes its second token likely before its first is said (causal)",
+        "Conc", "does", "brings on an entity: makes its second token likely before its first is said (causal)",
         effects.concept_induction, medium=0.05, high=0.2,
     ),
     "function_vector": Kind(
-        "carries the relation that examples show into prompts that do not show it (causal)",
+        "FV", "does", "carries the relation that examples show into prompts that do not show it (causal)",
         effects.function_vector, medium=0.02, high=0.1,
     ),
 }  # fmt: skip

@@ -36,7 +36,6 @@ from headlens.heads.kinds import KINDS
 from headlens.heads.labels import LEVELS
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
-from headlens.report.names import described
 
 _DECIDED = ("q", "level")
 """Columns of an atlas that plain scores do not have."""
@@ -60,13 +59,32 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
     kinds = _kinds(table)
     return {
         "heads": [{**h, "model": name} for h, name in zip(heads, _short_names(models), strict=True)],
-        "kinds": [described(kind) for kind in kinds],
+        "kinds": [_described(kind) for kind in kinds],
         "scores": _indexed(table, models, kinds),
         "patterns": _texts(patterns, models),
         **_packed(patterns, models),
         "circuits": [any(c.model == name for c in circuits) for name in models],
         **{f"circuits_{models.index(c.model)}": _by_head(c, heads[models.index(c.model)]) for c in circuits},
         "provenance": _provenance(results),
+    }
+
+
+GROUPS = {"looks": "Where it looks", "writes": "What it writes", "does": "What the model does with it"}
+OTHERS = "Others"
+
+
+def _described(name: str) -> dict[str, str | float | None]:
+    """Return what a page says of a kind; `high` is the excess from which on a head is one, strongly."""
+    if name not in KINDS:  # measured by someone else: it goes by its raw name
+        return {"kind": name, "name": None, "short": None, "group": OTHERS, "meaning": None, "high": None}
+    kind = KINDS[name]
+    return {
+        "kind": name,
+        "name": kind.title or name.replace("_", " ").capitalize(),
+        "short": kind.short,
+        "group": GROUPS[kind.shows],
+        "meaning": f"{kind.definition.capitalize()}.",
+        "high": kind.high,
     }
 
 
