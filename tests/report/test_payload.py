@@ -29,6 +29,7 @@ from tests.report.shown_results import (
     make_circuits,
     make_scores,
     patterns_of,
+    scores_of,
 )
 
 any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates too: tokens may hold anything
@@ -211,15 +212,13 @@ def test_plain_scores_and_an_atlas_can_stand_side_by_side():
 def test_every_kind_has_a_short_name_of_its_own_and_a_group():
     shorts = [kind.short for kind in heads.KINDS.values()]
     assert len(set(shorts)) == len(shorts) and max(map(len, shorts)) <= 6
-    every = make_scores({"m": (1, 1)}, np.random.default_rng(0))
+    every = scores_of([("m", 0, 0, name, 0.5, 0.4, 0.6, 0.0, 9) for name in heads.KINDS])
     entries = {entry["kind"]: entry for entry in traits([every])["kinds"]}
     assert set(entries) == set(heads.KINDS)
     for name, kind in heads.KINDS.items():
         entry = entries[name]
         assert (entry["short"], entry["high"], entry["group"]) == (kind.short, kind.high, GROUPS[kind.shows])
-    row = {"model": "m", "layer": 0, "head": 0, "kind": "mine", "score": 0.5}
-    unknown = HeadScores(Provenance(), pa.Table.from_pylist([row], schema=SCHEMA))
-    assert traits([unknown])["kinds"] == [
+    assert traits([scores_of([("m", 0, 0, "mine", 0.5, 0.4, 0.6, 0.0, 9)])])["kinds"] == [
         {"kind": "mine", "name": None, "short": None, "group": OTHERS, "meaning": None, "high": None}
     ]
 
