@@ -4,7 +4,7 @@ For each head and kind (heads/kinds.py): the mean over samples, a 95 % bootstrap
 a head without the behaviour would score on the same samples), the score weighted by what keys write where it is one of
 attention, and a one-sided p.
 
-Memory: one layer's patterns for one batch, and about a thousand numbers per kind and head.
+Memory: one layer's patterns for one batch, about a thousand numbers per kind and head, and the texts and token ids.
 """
 
 from collections.abc import Callable, Mapping, Sequence
