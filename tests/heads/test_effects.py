@@ -74,14 +74,17 @@ def test_a_mean_over_a_group_leaves_the_prompt_itself_out():
 
 def test_name_movers_are_the_heads_that_look_most():
     model, tokens = hl.load(build("llama")), prompts()
-    io = [np.array([1, 2]) for _ in range(len(tokens))]
+    io = [np.array([1, 2]), np.array([3]), np.array([2]), np.array([1, 3])]
     found = np.zeros((model.n_layers, model.n_heads))
-    for ids in tokens:
+    for ids, keys in zip(tokens, io, strict=True):
         (batch,) = hl.capture(model, [ids.tolist()], ["blocks.*.attn.hook_pattern"])
         for layer in range(model.n_layers):
-            found[layer] += batch[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, 1:3].sum(-1).numpy()
+            found[layer] += batch[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, keys].sum(-1).numpy()
     best = sorted(np.ndindex(*found.shape), key=lambda at: -found[at])[: effects.NAME_MOVERS]
     assert name_movers(model, tokens, tokens.lengths - 1, io) == best
+    read = effects.attention_of(model, best, tokens.lengths - 1, io)
+    given = np.mean([found[at] for at in best])
+    assert effects._alone(model, tokens, read).sum() == pytest.approx(given, abs=1e-5)
 
 
 def test_an_entity_that_was_swapped_out_is_nowhere_in_the_prompt():

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from headlens._errors import DataError
 from headlens.data.tokens import Tokens, pack
-from headlens.heads.read_out import effective_inputs, read_out, toward_unembedding, unembedding
+from headlens.heads.read_out import effective_inputs, output_weights, read_out, toward_unembedding, unembedding
 from headlens.heads.setting import allowed_ids
 from headlens.heads.tally import Measured
 from headlens.models import Model
@@ -189,7 +189,7 @@ def copying_eigenvalues(model: Model, *, num_samples: int, seed: Seed) -> Measur
         permuted = torch.from_numpy(rng.permutation(size))
         stream = effective_inputs(model, drawn)
         for layer in range(model.n_layers):
-            value, W_O = _on_cpu(_values(model, layer, stream)), _output_weights(model, layer)
+            value, W_O = _on_cpu(_values(model, layer, stream)), output_weights(model, layer)
             value = value - value.mean(-2, keepdim=True)
             read = _on_cpu(read_out(model, layer, W_O, drawn))
             own[i, layer] = _eigenvalue_ratio(value, read).numpy()
@@ -221,7 +221,7 @@ def copying_top1(model: Model, *, num_samples: int, seed: Seed) -> Measured:
     U = unembedding(model, torch.from_numpy(ids)).T
     own, null = _empty(model, len(place))
     for layer in range(model.n_layers):
-        reads = toward_unembedding(model, layer, _output_weights(model, layer))
+        reads = toward_unembedding(model, layer, output_weights(model, layer))
         for head, value in enumerate(_values(model, layer, stream)):
             first = _first_through(value, reads[head] @ U, targets).cpu().numpy()
             own[:, layer, head], null[:, layer, head] = first[:, 0], first[:, 1]
@@ -251,7 +251,7 @@ def copying_logits(model: Model, *, num_samples: int, seed: Seed) -> Measured:
     own, null = _empty(model, num_samples)
 
     def folder(layer: int) -> Callable[[Tensor, Batch], None]:
-        reads = toward_unembedding(model, layer, _output_weights(model, layer))
+        reads = toward_unembedding(model, layer, output_weights(model, layer))
 
         def fold(value: Float[Tensor, "batch token kv_head d_head"], batch: Batch) -> None:
             value, tokens = value[:, len(start) :].float(), unembedding(model, batch.ids[:, len(start) :])
@@ -302,7 +302,7 @@ def _successor_of_class(model: Model, members: np.ndarray, cyclic: bool, rng: np
     stream = effective_inputs(model, ids)
     own, null = _empty(model, len(following))
     for layer in range(model.n_layers):
-        reads = read_out(model, layer, _output_weights(model, layer), ids)
+        reads = read_out(model, layer, output_weights(model, layer), ids)
         logits = _values(model, layer, stream)[:, : len(following)] @ reads
         own[:, layer] = ranks_first(logits, right).T.cpu().numpy()
         null[:, layer] = ranks_first(logits, dealt).T.cpu().numpy()
@@ -350,7 +350,7 @@ def copy_suppression(model: Model, tokens: Tokens, *, seed: Seed) -> Measured:
     for index in groups(tokens.lengths, batch_tokens, alone_beyond=model.rotary_limit):
         expecting = _Expecting(model, pack([tokens[i] for i in index]), ordinary)
         for layer in range(model.n_layers):
-            reads = toward_unembedding(model, layer, _output_weights(model, layer))
+            reads = toward_unembedding(model, layer, output_weights(model, layer))
             for head, read in enumerate(reads):
                 value, attended, sequence = expecting.places(layer, head)
                 np.add.at(n_places[:, layer, head], index[sequence], 1)
@@ -416,10 +416,6 @@ def _values(
     with torch.no_grad():
         x = stream[min(layer, 1)]
         return torch.stack([model.head(layer, head).value(x) for head in range(model.n_heads)]).float()
-
-
-def _output_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    return torch.stack([model.head(layer, head).W_O.detach() for head in range(model.n_heads)])
 
 
 def _begin(model: Model, num_samples: int, seed: Seed) -> tuple[Int[np.ndarray, " id"], np.random.Generator]:

@@ -33,9 +33,10 @@ from headlens.data.tokens import Tokens, pack, pad
 from headlens.heads.setting import Setting
 from headlens.heads.tally import Measured
 from headlens.models import Model
-from headlens.tracing.capture import capture
+from headlens.tracing.capture import Batch, Reducer, capture
 from headlens.tracing.edit import Edit, edit
 
+PATTERN = "blocks.{}.attn.hook_pattern"
 NAME_MOVERS = 3
 """How many of the heads that look most to the indirect object are watched."""
 
@@ -97,16 +98,24 @@ def attention_of(model: Model, heads: list[tuple[int, int]], query: Where, keys:
     """Return what reads how much some heads (mean) give, at one query of each prompt, to its keys."""
 
     def read(ids: Tensor, mask: Tensor, prompt: np.ndarray) -> Tensor:
-        sites = sorted({f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads})
-        (batch,) = capture(model, ids, sites, mask=mask, batch_tokens=ids.numel())
-        to = torch.zeros(ids.shape, device=ids.device)
-        for row, one in enumerate(prompt):
-            to[row, keys[one]] = 1
-        rows, at = torch.arange(len(ids)), torch.from_numpy(query[prompt])
-        given = [batch[f"blocks.{layer}.attn.hook_pattern"][rows, head, at] for layer, head in heads]
-        return (torch.stack(given).mean(0) * to).sum(-1)
+        fold = dict.fromkeys({PATTERN.format(layer) for layer, _ in heads}, _given(query[prompt], keys, prompt))
+        (batch,) = capture(model, ids, fold, mask=mask, batch_tokens=ids.numel())
+        return torch.stack([batch[PATTERN.format(layer)][:, head] for layer, head in heads]).mean(0)
 
     return read
+
+
+def _given(query: Where, keys: list[np.ndarray], prompt: Where) -> Reducer:
+    """From patterns to what each head gives, at one query of each row, to the keys of the row's prompt."""
+
+    def fold(pattern: Float[Tensor, "row head token token"], batch: Batch) -> Float[Tensor, "row head"]:
+        to = torch.zeros(batch.ids.shape, device=pattern.device)
+        for row, i in enumerate(batch.index):
+            to[row, keys[prompt[i]]] = 1
+        at = torch.from_numpy(query[batch.index])
+        return (pattern[torch.arange(len(to)), :, at] * to[:, None]).sum(-1)
+
+    return fold
 
 
 def _alone(model: Model, prompts: Tokens, read: Read) -> Float[np.ndarray, "prompt 1 1"]:
@@ -126,7 +135,7 @@ def s_inhibition(setting: Setting) -> Measured:
     stimulus = setting.stimulus("indirect_objects")
     prompts, ends = stimulus.tokens, _ends(stimulus.tokens)
     assert stimulus.control is not None
-    io = [np.flatnonzero(stimulus.marks["io"][a:b]) for a, b in _bounds(prompts)]
+    io = [np.flatnonzero(stimulus.marked("io", i)) for i in range(len(prompts))]
     movers = name_movers(model, prompts, ends, io)
     read = attention_of(model, movers, ends, io)
     before = _alone(model, prompts, read)
@@ -139,12 +148,11 @@ def s_inhibition(setting: Setting) -> Measured:
 
 def name_movers(model: Model, prompts: Tokens, ends: Where, io: list[np.ndarray]) -> list[tuple[int, int]]:
     """Return the heads that give the indirect object most at the end, as (layer, head)."""
-    (batch,) = capture(model, prompts, ["blocks.*.attn.hook_pattern"], batch_tokens=10**9)
+    fold = _given(ends, io, np.arange(len(prompts)))
     found = np.zeros((model.n_layers, model.n_heads))
-    for layer in range(model.n_layers):
-        at_end = batch[f"blocks.{layer}.attn.hook_pattern"][torch.arange(len(prompts)), :, torch.from_numpy(ends)]
-        for row, keys in enumerate(io):
-            found[layer] += at_end[row][:, keys].sum(-1).double().cpu().numpy()
+    for batch in capture(model, prompts, {PATTERN.format("*"): fold}):
+        for layer in range(model.n_layers):
+            found[layer] += batch[PATTERN.format(layer)].sum(0).double().cpu().numpy()
     best = np.argsort(-found, axis=None, kind="stable")[:NAME_MOVERS]
     return [divmod(int(i), model.n_heads) for i in best]
 
@@ -169,11 +177,9 @@ def concept_induction(setting: Setting) -> Measured:
 def _without_entity(setting: Setting) -> Tokens:
     """The same prompts with the entity's place taken by the entity of the next prompt."""
     stimulus = setting.stimulus("entities")
-    rows = []
-    spans = [
-        (int(np.flatnonzero(stimulus.marks["start"][a:b])[0]), int(np.flatnonzero(stimulus.marks["last"][a:b])[0]) + 1)
-        for a, b in _bounds(stimulus.tokens)
-    ]
+    rows, n = [], len(stimulus.tokens)
+    first, last = ([int(np.flatnonzero(stimulus.marked(part, i))[0]) for i in range(n)] for part in ("start", "last"))
+    spans = [(start, end + 1) for start, end in zip(first, last, strict=True)]
     for i, (start, stop) in enumerate(spans):
         row, j = stimulus.tokens[i].copy(), (i + 1) % len(spans)
         row[start:stop] = stimulus.tokens[j][spans[j][0] : spans[j][1]]
@@ -213,7 +219,3 @@ def _mean_by(group: Int[np.ndarray, " prompt"], z: Z) -> Z:
     same = torch.from_numpy(group[:, None] == group[None, :]).to(z.dtype)
     same.fill_diagonal_(0)
     return torch.einsum("lhpd,qp->lhqd", z, same / same.sum(1, keepdim=True))
-
-
-def _bounds(tokens: Tokens) -> list[tuple[int, int]]:
-    return list(zip(tokens.offsets[:-1].tolist(), tokens.offsets[1:].tolist(), strict=True))

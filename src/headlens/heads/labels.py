@@ -57,17 +57,18 @@ def labelled(table: pa.Table, changed: Thresholds | None = None) -> pa.Table:
     q = np.full(len(p), np.nan)
     for name in dict.fromkeys(model):
         q[model == name] = false_discovery(p[model == name])
-    strength = np.full(len(p), -1)
-    for name in dict.fromkeys(kind):
-        if name in bounds:
-            rows = kind == name
-            strength[rows] = np.digitize(excess[rows], bounds[name]) * (q[rows] <= RATE)
-    at = {place: i for i, place in enumerate(zip(model, kind, layer, head, strict=True))}
+    strength = np.full(len(p), -1)  # -1: not decided
+    for name in KINDS:
+        rows = kind == name
+        strength[rows] = np.digitize(excess[rows], bounds[name]) * (q[rows] <= RATE)
+    _, place = np.unique([f"{x}/{y}/{z}" for x, y, z in zip(model, layer, head, strict=True)], return_inverse=True)
     final = strength.copy()
-    for i, (of, name) in enumerate(zip(model, kind, strict=True)):
-        for needed in KINDS[name].needs if name in KINDS else ():
-            other = strength[at[of, needed, layer[i], head[i]]] if (of, needed, layer[i], head[i]) in at else -1
-            final[i] = min(final[i], other if other <= 0 else final[i])
+    for name, needed in ((one, two) for one, row in KINDS.items() for two in row.needs):
+        rows, others = kind == name, kind == needed
+        other = np.full(len(p), -1)  # by place
+        other[place[others]] = strength[others]
+        other = other[place[rows]]
+        final[rows] = np.where(other <= 0, np.minimum(final[rows], other), final[rows])
     level = [None if strong < 0 else LEVELS[strong] for strong in final]
     table = table.append_column("q", pa.array(q, pa.float64(), from_pandas=True))
     return table.append_column("level", pa.array(level, pa.string()))

@@ -29,6 +29,7 @@ from headlens.heads.attention import (
     weighted_totals,
 )
 from headlens.heads.kinds import Looks
+from headlens.heads.read_out import output_weights
 from headlens.heads.setting import Setting, windows_of
 from headlens.heads.tally import HeadTally, Measured
 from headlens.heads.work import Checkpoint
@@ -107,7 +108,8 @@ class _Fold:
     def __init__(self, model: Model, stimulus: Stimulus, kinds: Mapping[str, Looks]) -> None:
         self.stimulus, self.kinds, self.windows = stimulus, kinds, windows_of(model)
         self.kv_heads = [model.count.kv_head(head) for head in range(model.n_heads)]
-        self.metrics = [_write_metric(model, layer) for layer in range(model.n_layers)]
+        W_O = [output_weights(model, layer).float() for layer in range(model.n_layers)]
+        self.metrics = [w @ w.transpose(1, 2) for w in W_O]
         self._made: tuple[bytes, dict[str, tuple[Places, Places | None]]] = (b"", {})
 
     def sizes(self, layer: int, values: Float[Tensor, "batch token kv_head d_head"], _: Batch) -> Tensor:
@@ -160,17 +162,10 @@ def _reading(stimulus: Stimulus, index: np.ndarray, device: torch.device) -> Rea
     """The sequences as the stimulus has them, padded, whatever control is being read."""
     ids, mask = (torch.from_numpy(a).to(device) for a in pad(stimulus.tokens, index))
     marks = {}
-    for name, packed in stimulus.marks.items():
+    for name in stimulus.marks:
         marks[name] = torch.zeros_like(mask)
-        marks[name][mask] = torch.from_numpy(
-            np.concatenate([packed[stimulus.tokens.offsets[i] : stimulus.tokens.offsets[i + 1]] for i in index])
-        ).to(device)
+        marks[name][mask] = torch.from_numpy(np.concatenate([stimulus.marked(name, i) for i in index])).to(device)
     return Reading(ids, mask, stimulus.bos, marks)
-
-
-def _write_metric(model: Model, layer: int) -> Float[Tensor, "head d_head d_head"]:
-    W_O = torch.stack([model.head(layer, head).W_O.detach().float() for head in range(model.n_heads)])
-    return W_O @ W_O.transpose(1, 2)
 
 
 def _check_attention(

@@ -85,3 +85,8 @@ def effective_inputs(model: Model, ids: Int[Tensor, " token"]) -> Float[Tensor, 
     sites = ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post")
     batches = list(capture(model, pairs, dict.fromkeys(sites, lambda x, batch: x[:, -1])))  # noqa: ARG005
     return torch.stack([torch.cat([batch[site] for batch in batches]) for site in sites])
+
+
+def output_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """Return W_O of every head of a layer."""
+    return torch.stack([model.head(layer, head).W_O.detach() for head in range(model.n_heads)])

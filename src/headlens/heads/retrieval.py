@@ -37,7 +37,7 @@ def copied_share(
 def retrieval(setting: Setting) -> Measured:
     """Measure how much of a needle each head points at while the model copies it out."""
     model, stimulus = setting.model, setting.stimulus("needles")
-    needles, decoys = (_per_prompt(stimulus.tokens, stimulus.marks[name]) for name in ("needle", "decoy"))
+    needles, decoys = ([stimulus.marked(part, i) for i in range(len(stimulus.tokens))] for part in ("needle", "decoy"))
     steps = max(int(one.sum()) for one in needles)
     whole = write_on(model, stimulus.tokens, steps, batch_tokens=setting.protocol.batch_tokens)
     shape = (len(whole), model.n_layers, model.n_heads)
@@ -75,7 +75,3 @@ def write_on(model: Model, prompts: Tokens, steps: int, *, batch_tokens: int) ->
             for i, token in zip(some, likeliest, strict=True):
                 rows[i].append(token)
     return pack(rows)
-
-
-def _per_prompt(tokens: Tokens, marks: Bool[np.ndarray, " packed"]) -> list[Bool[np.ndarray, " token"]]:
-    return np.split(marks, tokens.offsets[1:-1])

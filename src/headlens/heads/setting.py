@@ -1,8 +1,11 @@
 """What are a model's heads shown? One model, how it is measured, and the stimuli made for it.
 
-repeats, fixed_repeats, random      tokens drawn from the model's own vocabulary
-text                    the corpus; without one, what the zoo's models know, or else nothing
-indirect_objects, needles, entities, tasks      prompts, in English or in the language of the text world
+    repeats, fixed_repeats, random      tokens drawn from the model's own vocabulary
+    text                                the corpus; without one, what the zoo's models know, or else nothing
+    entities                            random tokens, some of which are a phrase that comes again
+    indirect_objects, needles, tasks    prompts, in English or in the language of the text world
+
+A stimulus that a model cannot be shown is an error, which says why.
 """
 
 from collections.abc import Callable, Sequence

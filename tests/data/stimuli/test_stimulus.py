@@ -37,3 +37,10 @@ def test_what_does_not_fit_the_tokens_is_refused(case):
     build, message = MISFITS[case]
     with pytest.raises(DataError, match=message):
         build()
+
+
+def test_marks_of_one_sequence_are_its_part_of_all_marks():
+    marks = {"odd": np.array([True, False, False, True, True])}
+    stimulus = Stimulus("x", pack([[1, 2], [3, 4, 5]]), None, marks=marks)
+    assert stimulus.marked("odd", 0).tolist() == [True, False]
+    assert stimulus.marked("odd", np.int64(1)).tolist() == [False, True, True]

@@ -46,6 +46,11 @@ class Stimulus:
                 if len(values) != n:
                     raise DataError(f"{what} '{name}' of {self.name} must have {n} entries, not {len(values)}.")
 
+    def marked(self, part: str, index: int | np.integer) -> Bool[np.ndarray, " token"]:
+        """Return which tokens of one sequence play a part."""
+        start, end = self.tokens.offsets[index : index + 2]
+        return self.marks[part][start:end]
+
     def provenance(self) -> dict[str, Any]:
         """Return what a result records of this stimulus."""
         return {"name": self.name, "n": len(self.tokens), "hash": self.tokens.hash, "bos": self.bos, **self.recipe}
