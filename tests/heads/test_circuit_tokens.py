@@ -13,7 +13,7 @@ from headlens._errors import DataError, ResultError, UnsupportedArchitecture
 from headlens.data.tokens import tokenize
 from headlens.heads import HeadScores, circuit_tokens
 from headlens.heads.circuit_tokens import CIRCUITS_SCHEMA, LISTS, HeadCircuits, head_circuits, token_texts
-from headlens.heads.circuits import effective_inputs, read_out
+from headlens.heads.read_out import effective_inputs, read_out
 from headlens.heads.setting import allowed_ids
 from headlens.tracing import capture
 from tests.families import ENCODERS, build

@@ -7,7 +7,16 @@ import torch
 import headlens as hl
 from headlens.data import pack
 from headlens.heads import effects
-from headlens.heads.effects import name_movers, outputs_at, probability_of, sweep
+from headlens.heads.effects import (
+    attention_lost,
+    attention_watched,
+    name_movers,
+    outputs_at,
+    probability_gained,
+    sweep,
+    target_watched,
+    undisturbed,
+)
 from headlens.heads.kinds import KINDS
 from headlens.heads.setting import Protocol, Setting
 from headlens.tracing import edit, patch
@@ -27,23 +36,34 @@ def test_a_sweep_is_every_head_patched_alone(family, batch_tokens):
     model, tokens, rng = hl.load(build(family)), prompts(), np.random.default_rng(1)
     where, targets = rng.integers(1, 5, 4), rng.integers(5, 90, 4)
     new = torch.randn(model.n_layers, model.n_heads, 4, model.d_head, generator=torch.Generator().manual_seed(0))
-    found = sweep(model, tokens, new, where, probability_of(model, targets), batch_tokens=batch_tokens)
+    found = sweep(model, tokens, new, where, target_watched(model, targets), batch_tokens=batch_tokens)
     for i, ids in enumerate(tokens):
+        before = model.forward(torch.tensor(ids.tolist())[None]).logits[0, -1].softmax(-1)[targets[i]].item()
         for layer in range(model.n_layers):
             for head in range(model.n_heads):
                 site = f"blocks.{layer}.attn.hook_z"
                 with edit(model, patch(site, new[layer, head, i][None, None], head=head, position=[int(where[i])])):
                     logits = model.forward(torch.tensor(ids.tolist())[None]).logits[0, -1]
-                assert found[i, layer, head] == pytest.approx(logits.softmax(-1)[targets[i]].item(), abs=1e-6)
+                after = logits.softmax(-1)[targets[i]].item()
+                assert found[i, layer, head] == pytest.approx(after - before, abs=1e-6)
+
+
+def test_gains_by_hand():
+    before, after = torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([[0.0, np.log(3.0)], [0.0, 9.0]])
+    target = torch.tensor([1, 0])
+    np.testing.assert_allclose(probability_gained(before, after, target), [0.75 - 0.5, 0], atol=1e-7)
+    heads = after.expand(2, 3, 2, 2)  # what came of three heads in two layers
+    np.testing.assert_allclose(probability_gained(before, heads, target)[1, 2], [0.25, 0], atol=1e-7)
+    was, now = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.9, 0.0]]]), torch.tensor([[[0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]])
+    lost = attention_lost(was, now, torch.tensor([[True, False, True]]))
+    np.testing.assert_allclose(lost, [((0.7 - 0.2) + (0.1 - 0.9)) / 2], atol=1e-7)
 
 
 def test_putting_back_what_a_head_says_changes_nothing():
     model, tokens = hl.load(build("qwen3")), prompts()
     ends, targets = tokens.lengths - 1, np.array([7, 8, 9, 10])
-    read = probability_of(model, targets)
-    same = sweep(model, tokens, outputs_at(model, tokens, ends), ends, read)
-    before = effects._alone(model, tokens, read)
-    np.testing.assert_allclose(same, np.broadcast_to(before, same.shape), atol=1e-6)
+    gained = sweep(model, tokens, outputs_at(model, tokens, ends), ends, target_watched(model, targets))
+    np.testing.assert_allclose(gained, 0, atol=1e-6)
 
 
 def test_the_one_head_that_carries_a_task_gets_all_of_its_effect_and_the_others_none():
@@ -58,10 +78,11 @@ def test_the_one_head_that_carries_a_task_gets_all_of_its_effect_and_the_others_
     rng = np.random.default_rng(0)
     told, control = (pack([np.append(rng.integers(5, 90, 7), 3) for _ in range(n)]) for _ in range(2))
     ends, targets = told.lengths - 1, rng.integers(5, 90, n)
-    read = probability_of(model, targets)
-    gain = sweep(model, control, outputs_at(model, told, ends), ends, read) - effects._alone(model, control, read)
-    whole = effects._alone(model, told, read) - effects._alone(model, control, read)
-    np.testing.assert_allclose(gain[:, 0, 2], whole[:, 0, 0], atol=1e-6)
+    watch = target_watched(model, targets)
+    gain = sweep(model, control, outputs_at(model, told, ends), ends, watch)
+    right = torch.from_numpy(targets)
+    whole = probability_gained(undisturbed(model, control, watch), undisturbed(model, told, watch), right).numpy()
+    np.testing.assert_allclose(gain[:, 0, 2], whole, atol=1e-6)
     np.testing.assert_allclose(gain[:, 0, [0, 1, 3]], 0, atol=1e-7)
     assert np.abs(whole).max() > 1e-4  # there was something to carry
 
@@ -82,9 +103,10 @@ def test_name_movers_are_the_heads_that_look_most():
             found[layer] += batch[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, keys].sum(-1).numpy()
     best = sorted(np.ndindex(*found.shape), key=lambda at: -found[at])[: effects.NAME_MOVERS]
     assert name_movers(model, tokens, tokens.lengths - 1, io) == best
-    read = effects.attention_of(model, best, tokens.lengths - 1, io)
-    given = np.mean([found[at] for at in best])
-    assert effects._alone(model, tokens, read).sum() == pytest.approx(given, abs=1e-5)
+    watch = attention_watched(model, best, tokens.lengths - 1, io)
+    attended = undisturbed(model, tokens, watch)
+    lost = watch.gain(attended, torch.zeros_like(attended), np.arange(4))
+    assert lost.sum().item() == pytest.approx(np.mean([found[at] for at in best]), abs=1e-5)
 
 
 def test_an_entity_that_was_swapped_out_is_nowhere_in_the_prompt():

@@ -651,7 +651,7 @@ def test_wrong_pickles_are_refused(tmp_path, name):
 
 @given(n=st.integers(2, 2000))
 def test_all_numbers_of_pairs_are_numbers_of_distances(n):
-    from headlens.heads.exchange import _check_map_shape
+    from headlens.heads.exchange.legacy import _check_map_shape
 
     pairs = n * (n - 1) // 2
     _check_map_shape((pairs,), Path("it.pkl"))

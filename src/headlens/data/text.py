@@ -5,14 +5,16 @@
     hf:NAME     a dataset of the hub (or a local script-free        there a .txt file is one document
                 folder), its `field`; hf:NAME:SPLIT for a split other than train
 
-Documents are yielded as they are read, so `limit` bounds time and memory. White space at the ends is
-kept; documents of white space only are skipped.
+Documents are yielded as they are read, so `limit` bounds time and memory; a `Corpus` reads them anew whenever it is
+gone through, and so never holds them. White space at the ends is kept; documents of white space only are skipped.
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,43 @@ from headlens._errors import DataError, MissingExtra
 
 READERS = (".jsonl", ".csv", ".txt")
 _HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that are read anew whenever they are gone through.
+
+    Going through them raises `DataError` where `read_texts` does.
+    """
+
+    source: str | Path | Sequence[str]
+    """What `iter_texts` reads, or a list of texts."""
+    field: str = "text"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"limit must be 1 or more, or None for all of {self.source}, not {self.limit}.")
+
+    def __iter__(self) -> Iterator[str]:
+        source, n = self.source, 0
+        documents = iter_texts(source, field=self.field) if isinstance(source, (str, Path)) else source
+        for n, text in enumerate(islice(documents, self.limit), 1):  # noqa: B007
+            yield text
+        if not n:
+            raise DataError(f"{self._name} holds no text: every document in it is empty.")
+
+    @property
+    def _name(self) -> str:
+        return str(self.source) if isinstance(self.source, (str, Path)) else "a list of texts"
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What a result records: where the documents came from, how many there are, and their digest."""
+        count, digest = 0, hashlib.sha256()
+        for count, text in enumerate(self, 1):  # noqa: B007
+            _digest_text(digest, text)
+        return {"source": self._name, "documents": count, "hash": digest.hexdigest()[:16]}
 
 
 def read_texts(source: str | Path, *, field: str = "text", limit: int | None = None) -> list[str]:
@@ -33,12 +72,7 @@ def read_texts(source: str | Path, *, field: str = "text", limit: int | None = N
     MissingExtra
         If a hub dataset is named and the `data` extra is not installed.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be 1 or more, or None for all of {source}, not {limit}.")
-    texts = list(islice(iter_texts(source, field=field), limit))
-    if not texts:
-        raise DataError(f"{source} holds no text: every document in it is empty.")
-    return texts
+    return list(Corpus(source, field, limit))
 
 
 def iter_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
@@ -50,13 +84,17 @@ def iter_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
     return (text for text in documents if text.strip())
 
 
-def texts_hash(texts: Sequence[str]) -> str:
+def texts_hash(texts: Iterable[str]) -> str:
     """Return a digest of texts and the boundaries between them."""
     digest = hashlib.sha256()
     for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        _digest_text(digest, text)
     return digest.hexdigest()[:16]
+
+
+def _digest_text(digest: Any, text: str) -> None:
+    encoded = text.encode("utf-8", "surrogatepass")
+    digest.update(len(encoded).to_bytes(8, "little") + encoded)
 
 
 def _path(path: Path, field: str) -> Iterator[str]:

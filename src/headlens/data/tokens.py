@@ -57,9 +57,16 @@ class Tokens:
     @property
     def hash(self) -> str:
         """Digest of the ids and where they are cut; equal exactly where the sequences are equal."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(self.offsets, dtype="<i8").tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").data)
+        digest.update(np.ascontiguousarray(self.offsets, dtype="<i8").data)
         return digest.hexdigest()[:16]
+
+    def since(self, start: int) -> "Tokens":
+        """Return the sequences from one on, without copying ids."""
+        first = self.offsets[start]
+        return Tokens(
+            self.ids[first:], self.offsets[start:] - first, None if self.spans is None else self.spans[first:]
+        )
 
 
 def pack(sequences: Iterable[Any]) -> Tokens:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from headlens._errors import DataError
 from headlens._result import Provenance, Result, versions
-from headlens.heads.circuits import effective_inputs, read_out, unembedding
+from headlens.heads.read_out import effective_inputs, read_out, unembedding
 from headlens.heads.setting import allowed_ids
 from headlens.models import Head, Model, load
 from headlens.tracing.capture import capture

@@ -1,40 +1,46 @@
 """What changes when one head says something else? Causal measures, by patching one head at one place.
 
-Every measure takes prompts, what each head is made to write at one place of each prompt, and a number read from the
-model afterwards; its score is how much that number moves, and its null how much it moves when the head is made to
-write something that lacks the information in question.
+Every measure takes prompts, what each head is made to write at one place of each prompt, and something read from the
+model afterwards; its score is how much that moves, and its null how much it moves when the head is made to write
+something that lacks the information in question.
 
-    s_inhibition        what name movers give to the indirect object at the end; drop, when the head writes what it
+    attention_lost       sum over keys, mean over watched heads, of A before - A after
+    probability_gained   p(target) after - p(target) before
+
+    s_inhibition        attention lost by name movers on the indirect object at the end, when the head writes what it
                         writes for another giver (a third name in place of the second mention). Null: for other names
                         altogether
-    concept_induction   p(second token of an entity) after its first; rise, when the head writes, one place earlier,
-                        what it writes where the entity is known, into a prompt where it is not. Null: what it writes
-                        there when the context is another
-    function_vector     p(answer) after examples whose answers were shuffled; rise, when the head writes, at the end,
-                        its mean over other prompts of the relation with right examples (average indirect effect, AIE).
-                        Null: its mean over the shuffled ones
+    concept_induction   probability gained by an entity's second token after its first, when the head writes, one place
+                        earlier, what it writes where the entity is known, into a prompt where it is not. Null: what it
+                        writes there when the context is another
+    function_vector     probability gained by the answer after examples whose answers were shuffled, when the head
+                        writes, at the end, its mean over other prompts of the relation with right examples (average
+                        indirect effect, AIE). Null: its mean over the shuffled ones
 
-All heads of a layer go through the model side by side, as copies of the prompts: a sweep costs heads x one forward
-pass over the prompts.
+The first two are functions of arrays, whoever patched. All heads of a layer go through the model side by side, as
+copies of the prompts: a sweep costs heads x one forward pass over the prompts.
 
-Axes: prompt, layer, head, d_head. Memory: one batch. Source: Wang et al. 2023 (IOI); Feucht et al. 2025 (concepts);
-Todd et al. 2024 (function vectors).
+Axes: prompt, layer, head, d_head; row = copies of prompts that run together. Memory: one batch. Source: Wang et al.
+2023 (IOI); Feucht et al. 2025 (concepts); Todd et al. 2024 (function vectors).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
 from headlens.data.tokens import Tokens, pack, pad
 from headlens.heads.setting import Setting
 from headlens.heads.tally import Measured
+from headlens.heads.work import Checkpoint
 from headlens.models import Model
 from headlens.tracing.capture import Batch, Reducer, capture
 from headlens.tracing.edit import Edit, edit
+from headlens.tracing.logits import last_logits
 
 PATTERN = "blocks.{}.attn.hook_pattern"
 NAME_MOVERS = 3
@@ -42,8 +48,81 @@ NAME_MOVERS = 3
 
 Z = Float[Tensor, "layer head prompt d_head"]
 Where = Int[np.ndarray, " prompt"]
-Read = Callable[[Tensor, Tensor, Int[np.ndarray, " row"]], Float[Tensor, " row"]]
-"""From padded ids, their mask and the prompt of each row to one number per row; it runs the model."""
+
+
+# --- arrays: what it is worth that something changed ---------------------------------------------------------------
+
+
+def attention_lost(
+    before: Float[Tensor, "*#any watched key"],
+    after: Float[Tensor, "*any watched key"],
+    keys: Bool[Tensor, "*#any key"],
+) -> Float[Tensor, " *any"]:
+    """Return how much less attention goes to some keys than before, on average over the heads that are watched."""
+    return ((before - after) * keys[..., None, :]).sum(-1).mean(-1)
+
+
+def probability_gained(
+    before: Float[Tensor, "*#any vocab"], after: Float[Tensor, "*any vocab"], target: Int[Tensor, "*#any"]
+) -> Float[Tensor, " *any"]:
+    """Return how much likelier the target is than before; `before` and `after` are logits."""
+    p, was = (x.softmax(-1, torch.promote_types(x.dtype, torch.float32)) for x in (after, before))
+    at = target.expand(p.shape[:-1])[..., None]
+    return (p.gather(-1, at) - was.expand_as(p).gather(-1, at))[..., 0]
+
+
+# --- a model: change one head at a time, and see -------------------------------------------------------------------
+
+
+class Watch(NamedTuple):
+    """What is read from the model, and what it is worth that it changed."""
+
+    read: Callable[[Tensor, Tensor, np.ndarray], Tensor]
+    """From padded ids, their mask and the prompt of each row to (row, ...); it runs the model."""
+    gain: Callable[[Tensor, Tensor, np.ndarray], Float[Tensor, " row"]]
+    """From what was read before and after, and the prompt of each row."""
+
+
+def target_watched(model: Model, targets: Int[np.ndarray, " prompt"]) -> Watch:
+    """Watch the probability of each prompt's target after its last token."""
+
+    def gain(before: Tensor, after: Tensor, prompt: np.ndarray) -> Tensor:
+        return probability_gained(before, after, torch.from_numpy(targets[prompt]).to(after.device))
+
+    return Watch(lambda ids, mask, _: last_logits(model, ids, mask), gain)
+
+
+def attention_watched(model: Model, heads: list[tuple[int, int]], query: Where, keys: list[np.ndarray]) -> Watch:
+    """Watch how much some heads give, at one query of each prompt, to its keys."""
+    wanted = _as_mask(keys)
+
+    def read(ids: Tensor, mask: Tensor, prompt: np.ndarray) -> Tensor:
+        fold = dict.fromkeys({PATTERN.format(layer) for layer, _ in heads}, _at(query[prompt], wanted.shape[1]))
+        (batch,) = capture(model, ids, fold, mask=mask, batch_tokens=ids.numel())
+        return torch.stack([batch[PATTERN.format(layer)][:, head] for layer, head in heads], 1)
+
+    def gain(before: Tensor, after: Tensor, prompt: np.ndarray) -> Tensor:
+        return attention_lost(before, after, wanted[prompt].to(after.device))
+
+    return Watch(read, gain)
+
+
+def _as_mask(keys: list[np.ndarray]) -> Bool[Tensor, "prompt key"]:
+    wanted = torch.zeros(len(keys), 1 + max(int(k.max()) for k in keys), dtype=torch.bool)
+    for i, k in enumerate(keys):
+        wanted[i, k] = True
+    return wanted
+
+
+def _at(query: Where, n_keys: int) -> Reducer:
+    """From patterns to one query's attention to the first keys, `n_keys` of them in every batch."""
+
+    def fold(pattern: Float[Tensor, "row head token token"], batch: Batch) -> Float[Tensor, "row head key"]:
+        at = torch.from_numpy(query[batch.index]).to(pattern.device)
+        rows = pattern[torch.arange(len(at), device=at.device), :, at][..., :n_keys]
+        return torch.nn.functional.pad(rows, (0, n_keys - rows.shape[-1]))
+
+    return fold
 
 
 def outputs_at(model: Model, prompts: Tokens, where: Where, *, batch_tokens: int = 8192) -> Z:
@@ -56,21 +135,47 @@ def outputs_at(model: Model, prompts: Tokens, where: Where, *, batch_tokens: int
     return found
 
 
+def undisturbed(
+    model: Model, prompts: Tokens, watch: Watch, *, batch_tokens: int = 8192
+) -> Float[Tensor, "prompt ..."]:
+    """Return what is read from each prompt when nothing is changed."""
+    found = []
+    with torch.no_grad(), edit(model, []):  # as the sweep runs: with eager attention
+        for some in _groups(np.arange(len(prompts)), prompts, batch_tokens):
+            ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(prompts, some))
+            found.append(watch.read(ids, mask, some))
+    return torch.cat(found)
+
+
 def sweep(
-    model: Model, prompts: Tokens, new: Z, where: Where, read: Read, *, batch_tokens: int = 8192
+    model: Model,
+    prompts: Tokens,
+    new: Z,
+    where: Where,
+    watch: Watch,
+    *,
+    batch_tokens: int = 8192,
+    work: Checkpoint | None = None,
+    loop: str = "sweep",
 ) -> Float[np.ndarray, "prompt layer head"]:
-    """Return what `read` finds when each head in turn puts out `new` at `where`, and all else runs on."""
-    found = np.empty((len(prompts), model.n_layers, model.n_heads))
+    """Return what is gained when each head in turn puts out `new` at `where`, and all else runs on."""
+    before = undisturbed(model, prompts, watch, batch_tokens=batch_tokens)
+    found = np.zeros((len(prompts), model.n_layers, model.n_heads))
     pairs = np.argwhere(np.ones((model.n_heads, len(prompts)), bool))
-    step = max(1, batch_tokens // int(prompts.lengths.max()))
-    for layer in range(model.n_layers):
-        for some in (pairs[start : start + step] for start in range(0, len(pairs), step)):
-            head, prompt = some.T
-            ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(prompts, prompt))
-            put = _put(new[layer][head, prompt], torch.from_numpy(where[prompt]), torch.from_numpy(head))
-            with torch.no_grad(), edit(model, Edit(f"blocks.{layer}.attn.hook_z", put)):
-                found[prompt, layer, head] = read(ids, mask, prompt).double().cpu().numpy()
+    batches = [(layer, *some.T) for layer in range(model.n_layers) for some in _groups(pairs, prompts, batch_tokens)]
+    for step in (work or Checkpoint()).steps(loop, len(batches), {"found": found}):
+        layer, head, prompt = batches[step]
+        ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(prompts, prompt))
+        put = _put(new[layer][head, prompt], torch.from_numpy(where[prompt]), torch.from_numpy(head))
+        with torch.no_grad(), edit(model, Edit(f"blocks.{layer}.attn.hook_z", put)):
+            after = watch.read(ids, mask, prompt)
+        found[prompt, layer, head] = watch.gain(before[prompt], after, prompt).double().cpu().numpy()
     return found
+
+
+def _groups(items: np.ndarray, prompts: Tokens, batch_tokens: int) -> Iterator[np.ndarray]:
+    step = max(1, batch_tokens // int(prompts.lengths.max()))
+    return (items[start : start + step] for start in range(0, len(items), step))
 
 
 def _put(new: Float[Tensor, "row d_head"], where: Tensor, head: Tensor) -> Callable[[Tensor], Tensor]:
@@ -82,82 +187,51 @@ def _put(new: Float[Tensor, "row d_head"], where: Tensor, head: Tensor) -> Calla
     return change
 
 
-def probability_of(model: Model, targets: Int[np.ndarray, " prompt"]) -> Read:
-    """Return what reads the probability of each prompt's target after its last token."""
-
-    def read(ids: Tensor, mask: Tensor, prompt: np.ndarray) -> Tensor:
-        logits = model.forward(ids, mask).logits
-        last = mask.sum(1) - 1
-        rows = torch.arange(len(ids), device=logits.device)
-        return logits[rows, last].float().softmax(-1)[rows, torch.from_numpy(targets[prompt]).to(logits.device)]
-
-    return read
+# --- the kinds -----------------------------------------------------------------------------------------------------
 
 
-def attention_of(model: Model, heads: list[tuple[int, int]], query: Where, keys: list[np.ndarray]) -> Read:
-    """Return what reads how much some heads (mean) give, at one query of each prompt, to its keys."""
+def _patched(
+    setting: Setting, work: Checkpoint | None, prompts: Tokens, where: Where, watch: Watch, own: Z, null: Z
+) -> Measured:
+    """Sweep twice: with what each head is to write, and with what lacks the information."""
 
-    def read(ids: Tensor, mask: Tensor, prompt: np.ndarray) -> Tensor:
-        fold = dict.fromkeys({PATTERN.format(layer) for layer, _ in heads}, _given(query[prompt], keys, prompt))
-        (batch,) = capture(model, ids, fold, mask=mask, batch_tokens=ids.numel())
-        return torch.stack([batch[PATTERN.format(layer)][:, head] for layer, head in heads]).mean(0)
+    def gained(new: Z, loop: str) -> Float[np.ndarray, "prompt layer head"]:
+        at_once = setting.protocol.batch_tokens
+        return sweep(setting.model, prompts, new, where, watch, batch_tokens=at_once, work=work, loop=loop)
 
-    return read
-
-
-def _given(query: Where, keys: list[np.ndarray], prompt: Where) -> Reducer:
-    """From patterns to what each head gives, at one query of each row, to the keys of the row's prompt."""
-
-    def fold(pattern: Float[Tensor, "row head token token"], batch: Batch) -> Float[Tensor, "row head"]:
-        to = torch.zeros(batch.ids.shape, device=pattern.device)
-        for row, i in enumerate(batch.index):
-            to[row, keys[prompt[i]]] = 1
-        at = torch.from_numpy(query[batch.index])
-        return (pattern[torch.arange(len(to)), :, at] * to[:, None]).sum(-1)
-
-    return fold
-
-
-def _alone(model: Model, prompts: Tokens, read: Read) -> Float[np.ndarray, "prompt 1 1"]:
-    """What `read` finds when nothing is changed."""
-    ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(prompts, np.arange(len(prompts))))
-    with torch.no_grad(), edit(model, []):  # as the sweep runs: with eager attention
-        return read(ids, mask, np.arange(len(prompts))).double().cpu().numpy()[:, None, None]
+    return Measured(gained(own, "patched"), gained(null, "patched with the null"))
 
 
 def _ends(prompts: Tokens) -> Where:
     return prompts.lengths - 1
 
 
-def s_inhibition(setting: Setting) -> Measured:
+def s_inhibition(setting: Setting, work: Checkpoint | None = None) -> Measured:
     """Measure how much name movers lose sight of the indirect object without each head's word on the giver."""
     model, batch_tokens = setting.model, setting.protocol.batch_tokens
     stimulus = setting.stimulus("indirect_objects")
     prompts, ends = stimulus.tokens, _ends(stimulus.tokens)
     assert stimulus.control is not None
     io = [np.flatnonzero(stimulus.marked("io", i)) for i in range(len(prompts))]
-    movers = name_movers(model, prompts, ends, io)
-    read = attention_of(model, movers, ends, io)
-    before = _alone(model, prompts, read)
-    given = outputs_at(model, prompts, ends, batch_tokens=batch_tokens)
-    other_giver = outputs_at(model, stimulus.control, ends, batch_tokens=batch_tokens)
-    own = before - sweep(model, prompts, other_giver, ends, read, batch_tokens=batch_tokens)
-    null = before - sweep(model, prompts, given.roll(1, dims=2), ends, read, batch_tokens=batch_tokens)
-    return Measured(own, null)
+    watch = attention_watched(model, name_movers(model, prompts, ends, io), ends, io)
+    given, other_giver = (
+        outputs_at(model, tokens, ends, batch_tokens=batch_tokens) for tokens in (prompts, stimulus.control)
+    )
+    return _patched(setting, work, prompts, ends, watch, other_giver, given.roll(1, dims=2))
 
 
 def name_movers(model: Model, prompts: Tokens, ends: Where, io: list[np.ndarray]) -> list[tuple[int, int]]:
     """Return the heads that give the indirect object most at the end, as (layer, head)."""
-    fold = _given(ends, io, np.arange(len(prompts)))
-    found = np.zeros((model.n_layers, model.n_heads))
-    for batch in capture(model, prompts, {PATTERN.format("*"): fold}):
+    given, wanted = np.zeros((model.n_layers, model.n_heads)), _as_mask(io)
+    for batch in capture(model, prompts, {PATTERN.format("*"): _at(ends, wanted.shape[1])}):
         for layer in range(model.n_layers):
-            found[layer] += batch[PATTERN.format(layer)].sum(0).double().cpu().numpy()
-    best = np.argsort(-found, axis=None, kind="stable")[:NAME_MOVERS]
+            attended = batch[PATTERN.format(layer)].cpu() * wanted[batch.index][:, None]
+            given[layer] += attended.double().sum((0, 2)).numpy()
+    best = np.argsort(-given, axis=None, kind="stable")[:NAME_MOVERS]
     return [divmod(int(i), model.n_heads) for i in best]
 
 
-def concept_induction(setting: Setting) -> Measured:
+def concept_induction(setting: Setting, work: Checkpoint | None = None) -> Measured:
     """Measure how much each head, before an entity begins, makes its second token likely."""
     model, batch_tokens = setting.model, setting.protocol.batch_tokens
     stimulus = setting.stimulus("entities")
@@ -167,11 +241,8 @@ def concept_induction(setting: Setting) -> Measured:
         outputs_at(model, tokens, ends, batch_tokens=batch_tokens) for tokens in (stimulus.tokens, stimulus.control)
     )
     unknown = _with_first(_without_entity(setting), stimulus.answers["first"])
-    read = probability_of(model, stimulus.answers["second"])
-    before = _alone(model, unknown, read)
-    own = sweep(model, unknown, known, ends, read, batch_tokens=batch_tokens) - before
-    null = sweep(model, unknown, other_context, ends, read, batch_tokens=batch_tokens) - before
-    return Measured(own, null)
+    watch = target_watched(model, stimulus.answers["second"])
+    return _patched(setting, work, unknown, ends, watch, known, other_context)
 
 
 def _without_entity(setting: Setting) -> Tokens:
@@ -191,27 +262,21 @@ def _with_first(tokens: Tokens, first: Int[np.ndarray, " prompt"]) -> Tokens:
     return pack([np.append(row, token) for row, token in zip(tokens, first, strict=True)])
 
 
-def function_vector(setting: Setting) -> Measured:
+def function_vector(setting: Setting, work: Checkpoint | None = None) -> Measured:
     """Measure each head's average indirect effect: what its mean over right examples does for shuffled ones."""
     model, batch_tokens = setting.model, setting.protocol.batch_tokens
     stimulus = setting.stimulus("tasks")
-    prompts = stimulus.control
+    prompts, n_relations = stimulus.control, len(stimulus.recipe["relations"])
     assert prompts is not None
-    ends = _ends(prompts)
-    relation = np.arange(len(prompts)) % len(stimulus.recipe["relations"])
-    if len(prompts) < 2 * len(stimulus.recipe["relations"]):
-        raise DataError(
-            f"{len(prompts)} prompts of {len(stimulus.recipe['relations'])} relations have no means: raise num_prompts."
-        )
+    if len(prompts) < 2 * n_relations:
+        raise DataError(f"{len(prompts)} prompts of {n_relations} relations have no means: raise num_prompts.")
+    ends, relation = _ends(prompts), np.arange(len(prompts)) % n_relations
     right, shuffled = (
         _mean_by(relation, outputs_at(model, tokens, ends, batch_tokens=batch_tokens))
         for tokens in (stimulus.tokens, prompts)
     )
-    read = probability_of(model, stimulus.answers["target"])
-    before = _alone(model, prompts, read)
-    own = sweep(model, prompts, right, ends, read, batch_tokens=batch_tokens) - before
-    null = sweep(model, prompts, shuffled, ends, read, batch_tokens=batch_tokens) - before
-    return Measured(own, null)
+    watch = target_watched(model, stimulus.answers["target"])
+    return _patched(setting, work, prompts, ends, watch, right, shuffled)
 
 
 def _mean_by(group: Int[np.ndarray, " prompt"], z: Z) -> Z:

@@ -1,7 +1,7 @@
 """What kinds of head are there? One row each: what it does, how that is measured, and from where on a head is one.
 
     Looks      attention: where such a head would look (heads/attention.py), on which stimulus, against which null
-    a function of a Setting: what a head writes (heads/circuits.py), points at while the model copies
+    a function of a Setting: what a head writes (heads/circuits.py, suppression.py), points at while the model copies
                (heads/retrieval.py), or changes (heads/effects.py)
 
 A head is of a kind from `medium` on, and strongly so from `high` on, where both are compared with score - null, the
@@ -10,7 +10,7 @@ head must also copy: others look where it looks, to suppress what they find.
 
 To add a kind: write its function in one of those files, and its row here.
 
-Source: science of each kind in its function's module; thresholds of induction from the study that `heads/exchange.py`
+Source: science of each kind in its function's module; thresholds of induction from the study that `heads/exchange/`
 reads, of sinks Gu et al. 2024, of successors Gould et al. 2023, of retrieval Wu et al. 2024; others are ours.
 """
 
@@ -23,7 +23,9 @@ from headlens.heads.attention import Aim, between
 from headlens.heads.offsets import offset
 from headlens.heads.retrieval import retrieval
 from headlens.heads.setting import Setting
+from headlens.heads.suppression import copy_suppression
 from headlens.heads.tally import Measured
+from headlens.heads.work import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Kind:
     shows: Literal["looks", "writes", "does"]
     """In where it looks, in what it writes, or in what the model does with it."""
     definition: str
-    how: Looks | Callable[[Setting], Measured]
+    how: Looks | Callable[[Setting, Checkpoint], Measured]
     medium: float = 0.35
     high: float = 0.7
     needs: tuple[str, ...] = ()
@@ -61,28 +63,29 @@ class Kind:
     """Its name in words, where those are more than the name's."""
 
 
-def _copying_eigenvalues(setting: Setting) -> Measured:
+def _copying_eigenvalues(setting: Setting, work: Checkpoint | None = None) -> Measured:
     p = setting.protocol
-    return circuits.copying_eigenvalues(setting.model, num_samples=p.num_prompts, seed=p.seed)
+    return circuits.copying_eigenvalues(setting.model, num_samples=p.num_prompts, seed=p.seed, work=work)
 
 
-def _copying_top1(setting: Setting) -> Measured:
-    return circuits.copying_top1(setting.model, num_samples=setting.protocol.num_samples, seed=setting.protocol.seed)
-
-
-def _copying_logits(setting: Setting) -> Measured:
+def _copying_top1(setting: Setting, work: Checkpoint | None = None) -> Measured:
     p = setting.protocol
-    return circuits.copying_logits(setting.model, num_samples=p.num_prompts, seed=p.seed)
+    return circuits.copying_top1(setting.model, num_samples=p.num_samples, seed=p.seed, work=work)
 
 
-def _copy_suppression(setting: Setting) -> Measured:
-    return circuits.copy_suppression(setting.model, setting.stimulus("text").tokens, seed=setting.protocol.seed)
+def _copying_logits(setting: Setting, work: Checkpoint | None = None) -> Measured:
+    p = setting.protocol
+    return circuits.copying_logits(setting.model, num_samples=p.num_prompts, seed=p.seed, work=work)
 
 
-def _successor(setting: Setting) -> Measured:
+def _copy_suppression(setting: Setting, work: Checkpoint | None = None) -> Measured:
+    return copy_suppression(setting.model, setting.stimulus("text").tokens, seed=setting.protocol.seed, work=work)
+
+
+def _successor(setting: Setting, work: Checkpoint | None = None) -> Measured:
     orders = setting.orders()
     ids, cyclic = [order.ids for order in orders], [order.cyclic for order in orders]
-    return circuits.successor(setting.model, ids, cyclic, seed=setting.protocol.seed)
+    return circuits.successor(setting.model, ids, cyclic, seed=setting.protocol.seed, work=work)
 
 
 KINDS: dict[str, Kind] = {

@@ -4,7 +4,8 @@ For each head and kind (heads/kinds.py): the mean over samples, a 95 % bootstrap
 a head without the behaviour would score on the same samples), the score weighted by what keys write where it is one of
 attention, and a one-sided p.
 
-Memory: one layer's patterns for one batch, about a thousand numbers per kind and head, and the texts and token ids.
+Memory: one layer's patterns for one batch, and about a thousand numbers per kind and head, however many documents of a
+file are read; random sequences and prompts are held, 8 bytes a token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from headlens._errors import DataError
 from headlens._result import Provenance, versions
 from headlens._statistics import Resampling
 from headlens.data.stimuli import Stimulus
-from headlens.data.text import read_texts, texts_hash
+from headlens.data.text import Corpus
 from headlens.heads.kinds import DEFAULT_KINDS, KINDS, Looks
 from headlens.heads.observe import observe
 from headlens.heads.scores import HeadScores
@@ -76,7 +77,7 @@ def score(
     """
     names = known_kinds(kinds)
     protocol = Protocol(num_samples, seq_len, max_gap, max_tokens, num_prompts, seed, batch_tokens)
-    texts, origin = (None, "") if corpus is None or stimulus is not None else _texts(corpus, field, num_samples)
+    texts = None if corpus is None or stimulus is not None else Corpus(corpus, field, num_samples)
     tables, described, data = [], [], {"protocol": asdict(protocol)}
     for source in [models] if isinstance(models, (str, Model)) or not isinstance(models, Sequence) else models:
         model = load(source, **load_options)
@@ -90,7 +91,7 @@ def score(
     if not tables:
         raise DataError("There is no model to score: the list is empty.")
     if texts is not None:
-        data["corpus"] = {"source": origin, "documents": len(texts), "hash": texts_hash(texts)}
+        data["corpus"] = texts.described
     order = [("model", "ascending"), ("kind", "ascending"), ("layer", "ascending"), ("head", "ascending")]
     return HeadScores(Provenance(tuple(described), data, seed, "", versions()), pa.concat_tables(tables).sort_by(order))
 
@@ -108,13 +109,6 @@ def known_kinds(kinds: Sequence[str] | None) -> list[str]:
     if unknown or not names:
         raise DataError(f"'{', '.join(unknown)}' is no kind of head; the kinds are {', '.join(KINDS)}.")
     return list(dict.fromkeys(names))
-
-
-def _texts(corpus: str | Path | Sequence[str], field: str, n: int) -> tuple[list[str], str]:
-    """Return the texts, and where they came from."""
-    if isinstance(corpus, (str, Path)):
-        return read_texts(corpus, field=field, limit=n), str(corpus)
-    return list(corpus)[:n], "a list of texts"
 
 
 class _Measuring:
@@ -187,18 +181,19 @@ class _Measuring:
         assert not isinstance(kind.how, Looks)
         if self.given is not None:
             raise DataError(f"{name} is no kind of attention: it cannot be measured on given sequences.")
-        checkpoint = self._checkpoint({"text": None if setting.texts is None else texts_hash(setting.texts)}, [name])
+        shown = {"text": None if setting.texts is None else setting.texts.described["hash"]}
+        checkpoint = self._checkpoint(shown, [name])
         measured = checkpoint.measured()
         if measured is None:
-            setting.tell(name, 0, 1)
-            measured = kind.how(setting)
+            measured = kind.how(setting, checkpoint)
             checkpoint.keep(measured)
-        setting.tell(name, 1, 1)
         tally = HeadTally((setting.model.n_layers, setting.model.n_heads), kind.test)
-        tally.add(measured, Resampling(len(measured.own), seed=setting.protocol.seed).take(len(measured.own)))
+        tally.add_all(measured, Resampling(len(measured.own), seed=setting.protocol.seed))
         self.data[f"{setting.model.name}: {name}"] = {"samples": tally.n, "test": kind.test}
         return tally
 
     def _checkpoint(self, shown: Mapping[str, Any], names: Sequence[str]) -> Checkpoint:
         protocol = asdict(self.setting.protocol)
-        return Checkpoint(self.work, {"model": self.described, "protocol": protocol, "shown": shown, "kinds": names})
+        what = {"model": self.described, "protocol": protocol, "shown": shown, "kinds": names}
+        label = names[0]
+        return Checkpoint(self.work, what, lambda loop, done, n: self.setting.tell(f"{label}, {loop}", done, n))

@@ -17,7 +17,7 @@ from torch import Tensor
 from headlens._errors import DataError, ModelError
 from headlens._statistics import Resampling
 from headlens.data.stimuli import Stimulus
-from headlens.data.tokens import Tokens, pack, pad
+from headlens.data.tokens import Tokens, pad
 from headlens.heads.attention import (
     Places,
     Reading,
@@ -87,12 +87,11 @@ def _read(setting: Setting, tokens: Tokens | None, start: int, fold: "_Fold", na
     assert tokens is not None
     if start == len(tokens):
         return iter(())
-    rest = pack(tokens[i] for i in range(start, len(tokens))) if start else tokens
     sites = {}
     for layer in range(setting.model.n_layers):
         sites[VALUE.format(layer)] = partial(fold.sizes, layer)
         sites[PATTERN.format(layer)] = partial(fold.scores, layer, start, names)
-    return iter(capture(setting.model, rest, sites, batch_tokens=setting.protocol.batch_tokens))
+    return iter(capture(setting.model, tokens.since(start), sites, batch_tokens=setting.protocol.batch_tokens))
 
 
 def _by_kind(model: Model, batch: Batch) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
@@ -22,27 +22,28 @@ from headlens.data.tokens import Tokens, pack
 from headlens.heads.attention import offset_profile
 from headlens.heads.setting import Setting, windows_of
 from headlens.heads.tally import Measured
-from headlens.tracing.capture import Batch, capture
+from headlens.heads.work import Checkpoint
+from headlens.tracing.capture import Batch, capture, groups
 
 CHOOSING = 32
 """Sequences, at most, that an offset is chosen on."""
 
 
-def offset(setting: Setting) -> Measured:
+def offset(setting: Setting, work: Checkpoint | None = None) -> Measured:
     """Measure how much each head gives to the offset that it prefers."""
-    tokens = setting.stimulus("random").tokens
+    model, tokens, work = setting.model, setting.stimulus("random").tokens, work or Checkpoint()
     n = min(CHOOSING, len(tokens) // 2)
     if n < 1:
         raise DataError("An offset is chosen on other sequences than it is measured on: use two samples or more.")
-    choosing, measuring = (pack(tokens[i] for i in some) for some in (range(n), range(n, len(tokens))))
-    length, windows = int(tokens.lengths[0]), windows_of(setting.model)
+    length, windows, heads = int(tokens.lengths[0]), windows_of(model), (model.n_layers, model.n_heads)
     farthest = max(2, length // 2)  # beyond, too few queries look back so far to tell
-    first = np.concatenate([profile for _, profile in _profiles(setting, choosing)])
-    chosen = 2 + first.mean(0)[..., 2 : farthest + 1].argmax(-1)
-    own = np.empty((len(measuring), *chosen.shape))
-    for index, profile in _profiles(setting, measuring):
-        own[index] = np.take_along_axis(profile, chosen[None, ..., None], -1)[..., 0]
-        setting.tell("offset", int(index[-1]) + 1, len(measuring))
+    total = np.zeros((*heads, length - _first(setting)))
+    for _, profile in _profiles(setting, tokens, np.arange(n), work, "choosing", {"total": total}):
+        total += profile.sum(0)
+    chosen = 2 + total[..., 2 : farthest + 1].argmax(-1)
+    own = np.zeros((len(tokens) - n, *heads))
+    for index, profile in _profiles(setting, tokens, np.arange(n, len(tokens)), work, "measuring", {"own": own}):
+        own[index - n] = np.take_along_axis(profile, chosen[None, ..., None], -1)[..., 0]
     even = np.stack([_even(length, _first(setting), window) for window in windows])
     null = np.take_along_axis(even, chosen, 1)
     detail = {at: f"{chosen[at]} back" for at in np.ndindex(*chosen.shape)}
@@ -54,17 +55,25 @@ def _first(setting: Setting) -> int:
 
 
 def _profiles(
-    setting: Setting, tokens: Tokens
-) -> Iterator[tuple[np.ndarray, Float[np.ndarray, "sequence layer head offset"]]]:
+    setting: Setting,
+    tokens: Tokens,
+    some: Int[np.ndarray, " sequence"],
+    work: Checkpoint,
+    loop: str,
+    kept: dict[str, np.ndarray],
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[np.ndarray, "batch layer head offset"]]]:
+    """Yield sequences that run together, and their profiles; `kept` is what the caller makes of them."""
     model, first = setting.model, _first(setting)
 
     def fold(pattern: Tensor, _: Batch) -> Tensor:
         return offset_profile(pattern, first=first)
 
-    sites = {"blocks.*.attn.hook_pattern": fold}
-    for batch in capture(model, tokens, sites, batch_tokens=setting.protocol.batch_tokens):
+    batches = [some[index] for index in groups(tokens.lengths[some], setting.protocol.batch_tokens, model.rotary_limit)]
+    for step in work.steps(loop, len(batches), kept):
+        rows = pack([tokens[i] for i in batches[step]])
+        (batch,) = capture(model, rows, {"blocks.*.attn.hook_pattern": fold}, batch_tokens=len(rows.ids))
         layers = [batch[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.n_layers)]
-        yield batch.index, torch.stack(layers, 1).cpu().numpy()
+        yield batches[step], torch.stack(layers, 1).double().cpu().numpy()
 
 
 def _even(n: int, first: int, window: int | None) -> Float[np.ndarray, " offset"]:

@@ -17,8 +17,10 @@ from torch import Tensor
 from headlens.data.tokens import Tokens, pack, pad
 from headlens.heads.setting import Setting
 from headlens.heads.tally import Measured
+from headlens.heads.work import Checkpoint
 from headlens.models import Model
-from headlens.tracing.capture import Batch, capture
+from headlens.tracing.capture import Batch, capture, groups
+from headlens.tracing.logits import last_logits
 
 
 def copied_share(
@@ -34,44 +36,55 @@ def copied_share(
     return (hit[..., None] & (attended[..., None] == places)).any(-2).mean(-1)
 
 
-def retrieval(setting: Setting) -> Measured:
+def retrieval(setting: Setting, work: Checkpoint | None = None) -> Measured:
     """Measure how much of a needle each head points at while the model copies it out."""
-    model, stimulus = setting.model, setting.stimulus("needles")
+    model, stimulus, work = setting.model, setting.stimulus("needles"), work or Checkpoint()
+    batch_tokens = setting.protocol.batch_tokens
     needles, decoys = ([stimulus.marked(part, i) for i in range(len(stimulus.tokens))] for part in ("needle", "decoy"))
     steps = max(int(one.sum()) for one in needles)
-    whole = write_on(model, stimulus.tokens, steps, batch_tokens=setting.protocol.batch_tokens)
+    whole = write_on(model, stimulus.tokens, steps, batch_tokens=batch_tokens, work=work)
     shape = (len(whole), model.n_layers, model.n_heads)
-    own, null = np.empty(shape), np.empty(shape)
-
-    def most(pattern: Float[Tensor, "batch head token token"], batch: Batch) -> np.ndarray:
-        last = torch.from_numpy(stimulus.tokens.lengths[batch.index] - 1)
-        at = (last[:, None] + torch.arange(steps)).to(pattern.device)
-        return pattern[torch.arange(len(at))[:, None], :, at].argmax(-1).cpu().numpy()  # batch step head
-
-    sites = {"blocks.*.attn.hook_pattern": most}
-    for batch in capture(model, whole, sites, batch_tokens=setting.protocol.batch_tokens):
-        for row, i in enumerate(batch.index):
+    found = {"own": np.zeros(shape), "null": np.zeros(shape)}
+    batches = list(groups(whole.lengths, batch_tokens, model.rotary_limit))
+    for step in work.steps("attention", len(batches), found):
+        attended = _most_attended(model, whole, batches[step], stimulus.tokens.lengths, steps)
+        for row, i in enumerate(batches[step]):
             n, ids = int(needles[i].sum()), whole[i]
             written = ids[len(needles[i]) :][:n]
-            for layer in range(model.n_layers):
-                attended = batch[f"blocks.{layer}.attn.hook_pattern"][row, :n].T
-                for found, marked in ((own, needles[i]), (null, decoys[i])):
-                    here = np.concatenate([marked, np.zeros(len(ids) - len(marked), bool)])
-                    found[i, layer] = copied_share(attended, ids, written, here)
-        setting.tell("retrieval", int(batch.index[-1]) + 1, len(whole))
-    return Measured(own, null)
+            for scores, marked in ((found["own"], needles[i]), (found["null"], decoys[i])):
+                here = np.concatenate([marked, np.zeros(len(ids) - len(marked), bool)])
+                scores[i] = copied_share(attended[row, ..., :n], ids, written, here)
+    return Measured(found["own"], found["null"])
 
 
-def write_on(model: Model, prompts: Tokens, steps: int, *, batch_tokens: int) -> Tokens:
+def _most_attended(
+    model: Model, whole: Tokens, index: Int[np.ndarray, " row"], asked: Int[np.ndarray, " prompt"], steps: int
+) -> Int[np.ndarray, "row layer head step"]:
+    """The key that each head attends to most, at the last token of each prompt and at those written after it."""
+
+    def most(pattern: Float[Tensor, "batch head token token"], batch: Batch) -> Int[Tensor, "batch step head"]:
+        last = torch.from_numpy(asked[index[batch.index]] - 1)
+        at = (last[:, None] + torch.arange(steps)).to(pattern.device)
+        return pattern[torch.arange(len(at), device=at.device)[:, None], :, at].argmax(-1)
+
+    some = pack([whole[i] for i in index])
+    at_once = int(some.lengths.max()) * len(some)
+    (batch,) = capture(model, some, {"blocks.*.attn.hook_pattern": most}, batch_tokens=at_once)
+    layers = [batch[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.n_layers)]
+    return torch.stack(layers, 1).transpose(2, 3).cpu().numpy()
+
+
+def write_on(model: Model, prompts: Tokens, steps: int, *, batch_tokens: int, work: Checkpoint | None = None) -> Tokens:
     """Return the prompts with `steps` tokens more, each the likeliest after those before it."""
-    rows = [row.tolist() for row in prompts]
-    for _ in range(steps):
-        tokens, at_once = pack(rows), max(1, batch_tokens // max(map(len, rows)))
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
+    written = np.zeros((len(prompts), steps), np.int64)
+    for step in (work or Checkpoint()).steps("writing", steps, {"written": written}):
+        tokens = _with(prompts, written[:, :step])
+        for some in groups(tokens.lengths, batch_tokens, model.rotary_limit):
             ids, mask = (torch.from_numpy(a).to(model.device) for a in pad(tokens, some))
             with torch.no_grad():
-                logits = model.forward(ids, mask).logits
-            likeliest = logits[torch.arange(len(some)), mask.sum(1) - 1].argmax(-1).tolist()
-            for i, token in zip(some, likeliest, strict=True):
-                rows[i].append(token)
-    return pack(rows)
+                written[some, step] = last_logits(model, ids, mask).argmax(-1).cpu().numpy()
+    return _with(prompts, written)
+
+
+def _with(prompts: Tokens, written: Int[np.ndarray, "prompt step"]) -> Tokens:
+    return pack([np.concatenate(both) for both in zip(prompts, written, strict=True)])

@@ -8,7 +8,7 @@
 A stimulus that a model cannot be shown is an error, which says why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from headlens import zoo
 from headlens._errors import DataError
 from headlens.data import stimuli, world
 from headlens.data.stimuli import Language, Stimulus
+from headlens.data.text import Corpus
 from headlens.data.tokens import ordinary_ids
 from headlens.models import Model
 
@@ -63,7 +64,7 @@ class Setting:
 
     model: Model
     protocol: Protocol
-    texts: Sequence[str] | None = None
+    texts: Corpus | None = None
     progress: Progress | None = None
     _made: dict[str, Stimulus] = field(default_factory=dict)
 
@@ -127,7 +128,7 @@ def _repeats(setting: Setting) -> Stimulus:
 
 
 def _fixed_repeats(setting: Setting) -> Stimulus:
-    """R R without BOS and gap, as the study measured that heads/exchange.py reads."""
+    """R R without BOS and gap, as the study measured that heads/exchange/ reads."""
     p = setting.protocol
     ids = allowed_ids(setting.model)
     length = min(p.seq_len, len(ids) // 2, setting.model.n_ctx // 2)
@@ -146,7 +147,7 @@ def _text(setting: Setting) -> Stimulus:
     if texts is None:
         if setting.language != "world":
             raise DataError(f"What {model.name} does on text needs a corpus: give one.")
-        texts = [document.text for document in world.documents(p.num_samples, seed=p.seed)]
+        texts = (document.text for document in world.documents(p.num_samples, seed=p.seed))
     limit = min(p.max_tokens, model.n_ctx)
     return stimuli.passages(texts, model.tokenizer, bos=model.bos, max_tokens=limit)
 

@@ -12,8 +12,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from headlens._statistics import Tally, paired_p, spread_p
+from headlens._statistics import Resampling, Tally, paired_p, spread_p
 from headlens.heads.scores import SCHEMA
+
+AT_ONCE = 256
+"""Samples whose draws are in memory together."""
 
 
 class Measured(NamedTuple):
@@ -51,6 +54,13 @@ class HeadTally:
         for name, sums in zip(self.sums, more, strict=True):
             self.sums[name] += sums
         self.detail |= measured.detail or {}
+
+    def add_all(self, measured: Measured, resampling: Resampling) -> None:
+        """Take in samples, some at a time: how often every draw takes each is more numbers than were measured."""
+        for start in range(0, len(measured.own), AT_ONCE):
+            own, null, weighted = (x if x is None else x[start : start + AT_ONCE] for x in measured[:3])
+            assert own is not None and null is not None
+            self.add(Measured(own, null, weighted, measured.detail), resampling.take(len(own)))
 
     @property
     def n(self) -> int:
