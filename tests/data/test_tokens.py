@@ -302,3 +302,10 @@ def test_a_vocabulary_of_specials_only_has_none():
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(DataError, match="must be a fast one"):
         ordinary_ids(object(), 5)
+
+
+def test_a_text_that_a_tokenizer_has_no_words_for_is_refused():
+    from headlens.zoo import constructed
+
+    with pytest.raises(DataError, match="cannot spell these texts"):
+        tokenize(["cat zebra-crossing"], constructed.build("induction").tokenizer)

@@ -25,6 +25,8 @@ def levels(*rows: dict, **changed: tuple[float, float]) -> list[str | None]:
 def test_levels_begin_at_their_thresholds_and_count_from_the_null():
     assert levels(*(row("self", s) for s in (0.34, 0.35, 0.69, 0.7))) == ["low", "medium", "medium", "high"]
     assert levels(row("self", 0.75, null=0.3)) == ["medium"]
+    assert levels(row("self", 0.0, null=-0.9)) == ["low"]  # nothing there, whatever the null did
+    assert levels(row("self", 0.75, null=-0.9)) == ["high"]
     assert levels(row("self", 0.5), self=(0.5, 0.6)) == ["medium"]
 
 

@@ -14,12 +14,14 @@ from headlens.zoo.constructed.wiring import Design
 
 ROTARY = tuple(name for name in constructed.names() if name not in ("all_kinds", "duplicate_token"))
 """Constructions that exist as Llama, too."""
+OPTIONS: dict[tuple[str, str], dict] = {("indirect_objects", "llama"): {"by": "induction"}}
+"""What a construction must be told to exist so."""
 ALL = [(name, "gpt2") for name in constructed.names()] + [(name, "llama") for name in ROTARY]
 
 
 @functools.cache
-def construction(name: str, architecture: constructed.Architecture = "gpt2") -> constructed.Constructed:
-    c = constructed.build(name, architecture=architecture)
+def construction(name: str, architecture: constructed.Architecture = "gpt2", **options) -> constructed.Constructed:
+    c = constructed.build(name, architecture=architecture, **OPTIONS.get((name, architecture), {}) | options)
     c.model.requires_grad_(False)  # tests turn what heads give into numbers
     return c
 
@@ -72,7 +74,17 @@ def scores_of_last(c: constructed.Constructed, text: str, layer: int, head: int)
     return batch[site][0, head, -1].tolist()
 
 
-def by_hand(design: Design, ids: list[int]) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray]:
+def looking_back(offset: int, n: int, architecture: constructed.Architecture) -> np.ndarray:
+    """(query, key): 1 at the key `offset` back; or what four angles give, before which there may be no such key."""
+    if architecture == "gpt2":
+        return np.eye(n, k=-offset)
+    distance = np.arange(n)[:, None] - np.arange(n) - offset
+    return sum(np.cos(distance * 10 ** (-j / 4)) for j in range(4)) / 2
+
+
+def by_hand(
+    design: Design, ids: list[int], architecture: constructed.Architecture = "gpt2"
+) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray]:
     """Patterns and logits from the wiring's own definition, in float64: no weights, no norms, no transformers."""
     index = {name: i for i, name in enumerate(design.features)}
     words = list(design.tokens)
@@ -88,7 +100,7 @@ def by_hand(design: Design, ids: list[int]) -> tuple[dict[tuple[int, int], np.nd
             for one, other, weight in wiring.match:
                 score += weight * np.outer(before[:, index[one]], before[:, index[other]])
             for offset, weight in wiring.back:
-                score += weight * np.eye(len(ids), k=-offset)
+                score += weight * looking_back(offset, len(ids), architecture)
             attention = np.exp(np.where(causal, score, -np.inf) - score.max())
             patterns[layer, head] = attention = attention / attention.sum(1, keepdims=True)
             for one, other, weight in wiring.move:
@@ -99,5 +111,5 @@ def by_hand(design: Design, ids: list[int]) -> tuple[dict[tuple[int, int], np.nd
     return patterns, logits
 
 
-def design(name: str) -> Design:
-    return DESIGNS[name]()
+def design(name: str, architecture: constructed.Architecture = "gpt2") -> Design:
+    return DESIGNS[name](**OPTIONS.get((name, architecture), {}))

@@ -20,10 +20,13 @@ def test_names():
     assert constructed.names() == (
         "all_kinds",
         "anti_induction",
+        "concepts",
         "copying",
         "duplicate_token",
         "impostor",
+        "indirect_objects",
         "induction",
+        "relations",
         "rules",
         "sink",
         "successor",
@@ -39,16 +42,15 @@ def test_names():
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_transformers_computes_what_is_wired(name, architecture, data):
-    c, wired = construction(name, architecture), design(name)
+    c, wired = construction(name, architecture), design(name, architecture)
     words = st.integers(0 if wired.bos is None else 1, len(wired.tokens) - 1)
     # few different words, so that they come back; with BOS in front or without
     drawn = data.draw(st.lists(st.sampled_from(data.draw(st.lists(words, min_size=1, max_size=8))), max_size=50))
     ids = [data.draw(words), *drawn] if data.draw(st.booleans()) or wired.bos is None else [wired.bos, *drawn]
     seen = read(c, ids)
-    patterns, logits = by_hand(wired, ids)
+    patterns, logits = by_hand(wired, ids, architecture)
     for place, pattern in patterns.items():
-        first = 19 if architecture == "llama" and c.heads[place] == "impostor" else 0  # no key is 19 back before
-        np.testing.assert_allclose(seen.patterns[place][first:].numpy(), pattern[first:], atol=2e-6)
+        np.testing.assert_allclose(seen.patterns[place].numpy(), pattern, atol=2e-6)
     np.testing.assert_allclose(seen.logits.numpy(), logits, atol=1e-4, rtol=1e-5)
 
 
@@ -56,7 +58,7 @@ def test_transformers_computes_what_is_wired(name, architecture, data):
 def test_heads_beyond_the_wired_ones_are_even_and_silent(name, architecture):
     c = construction(name, architecture)
     ids = list(range(10))
-    wired = [(layer, head) for layer, row in enumerate(design(name).layers) for head in range(len(row))]
+    wired = [(layer, head) for layer, row in enumerate(design(name, architecture).layers) for head in range(len(row))]
     even = torch.ones(10, 10).tril() / torch.arange(1, 11)[:, None]
     for place in set(c.heads) - set(wired):
         assert c.heads[place] == "uniform"
@@ -141,7 +143,7 @@ def test_norms_do_nothing(name, architecture):
         torch.testing.assert_close(model.norm(layer, "pre_norm")(x), x, atol=2e-7, rtol=1e-6)
         parts = 3 * x[:100], x[100:] - 3 * x[:100]  # of any part, and so without freezing
         norm = model.norm(layer, "pre_norm")
-        torch.testing.assert_close(norm(parts[0]) + norm(parts[1]), x[100:], atol=2e-6, rtol=1e-6)
+        torch.testing.assert_close(norm(parts[0]) + norm(parts[1]), x[100:], atol=5e-6, rtol=1e-6)
 
 
 # --- ordinary transformers models ------------------------------------------------------------------------------
@@ -156,8 +158,8 @@ def test_headlens_verifies_it(name, architecture):
 @each
 def test_a_model_object_alone_knows_how_its_sequences_begin(name, architecture):
     c = construction(name, architecture)
-    assert hl.load(c.model).bos == design(name).bos
-    assert len(c.tokenizer) == loaded(c).vocab_size == len(design(name).tokens)
+    assert hl.load(c.model).bos == design(name, architecture).bos
+    assert len(c.tokenizer) == loaded(c).vocab_size == len(design(name, architecture).tokens)
     assert c.model.config.eos_token_id is None  # the default of transformers lies outside the vocabulary
     assert c.model.config.pad_token_id is None
 
@@ -167,12 +169,12 @@ def test_saved_and_loaded_again(tmp_path, name, architecture):
     c = construction(name, architecture)
     folder = c.save(tmp_path / "model")
     model = hl.load(str(folder))
-    words = list(design(name).tokens)
+    words = list(design(name, architecture).tokens)
     text = " ".join(words[1:9])
     ids = c.tokenizer(text)["input_ids"]
     assert model.tokenizer(text)["input_ids"] == ids == ([0] if words[0] == "<bos>" else []) + list(range(1, 9))
     assert model.tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert model.bos == loaded(c).bos == design(name).bos
+    assert model.bos == loaded(c).bos == design(name, architecture).bos
     with torch.no_grad():
         before, after = (hf(torch.tensor([ids])).logits for hf in (c.model, model.hf))
     assert torch.equal(before, after)
@@ -228,7 +230,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
         constructed.build("induction", architecture="mamba")
 
 
-@pytest.mark.parametrize("name", sorted(set(constructed.names()) - set(ROTARY)))
+@pytest.mark.parametrize("name", [*sorted(set(constructed.names()) - set(ROTARY)), "indirect_objects"])
 def test_what_rotation_cannot_do_is_refused(name):
     with pytest.raises(UnsupportedArchitecture, match='The duplicate_token head .* architecture="gpt2"'):
         constructed.build(name, architecture="llama")
@@ -246,3 +248,17 @@ def test_what_rotation_cannot_do_is_refused(name):
 def test_each_thing_that_rotation_cannot_do_is_refused(wiring):
     with pytest.raises(UnsupportedArchitecture, match=f"The {wiring.name} head"):
         llama.compiled(Design({"a": ("token:a", "constant")}, ((wiring,),), ()))
+
+
+@pytest.mark.parametrize("n", [130, 131])
+def test_as_many_features_as_rotation_can_tell_are_matched_and_no_more(n):
+    words = [f"w{i}" for i in range(n)]
+    wiring = constructed.Wiring("matching", match=tuple((f"token:{w}", f"token:{w}", 60.0) for w in words))
+    wide = Design({w: (f"token:{w}", "constant") for w in words}, ((wiring,),), ())
+    if n > 130:
+        with pytest.raises(UnsupportedArchitecture, match="308 .* need 310.*fewer features"):
+            llama.compiled(wide)
+        return
+    turning = llama.compiled(wide).hf.model.rotary_emb.inv_freq[: llama.SLOW]
+    expected = 10 ** (-torch.arange(llama.SLOW) / 4)
+    torch.testing.assert_close(turning, expected, rtol=1e-4, atol=0)

@@ -98,8 +98,8 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, ma
     Raises
     ------
     DataError
-        If there is no text or no tokenizer, `max_tokens` leaves none, or the tokenizer cannot tell where its
-        tokens stand.
+        If there is no text or no tokenizer, `max_tokens` leaves none, or the tokenizer cannot spell a text or tell
+        where its tokens stand.
     """
     if isinstance(texts, str):
         raise DataError("texts is a list of texts, not one string: write [text].")
@@ -113,7 +113,11 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, bos: int | None = None, ma
         raise DataError("The tokenizer has no character offsets: it must be a fast one (tokenizer.json).")
     # Straight from the backend: no special tokens, no length warning, ids never decoded and re-encoded.
     with _whole_texts(tokenizer.backend_tokenizer) as backend:
-        encoded = backend.encode_batch([_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False)
+        readable = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        try:
+            encoded = backend.encode_batch(readable, add_special_tokens=False)
+        except Exception as error:  # the backend's own, which has no other type
+            raise DataError(f"The tokenizer cannot spell these texts: {error}.") from error
     ids = [np.asarray(e.ids, dtype=np.int64) for e in encoded]
     spans = [contiguous(e.offsets, len(text)) for e, text in zip(encoded, texts, strict=True)]
     if bos is not None:

@@ -8,8 +8,8 @@ something that lacks the information in question.
     probability_gained   p(target) after - p(target) before
 
     s_inhibition        attention lost by name movers on the indirect object at the end, when the head writes what it
-                        writes for another giver (a third name in place of the second mention). Null: for other names
-                        altogether
+                        writes for another giver (a third name in place of the second mention). Null: for another
+                        receiver (the third name in place of the indirect object), where the giver is the same
     concept_induction   probability gained by an entity's second token after its first, when the head writes, one place
                         earlier, what it writes where the entity is known, into a prompt where it is not. Null: what it
                         writes there when the context is another
@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
+from headlens.data.stimuli import Stimulus
 from headlens.data.tokens import Tokens, pack, pad
 from headlens.heads.setting import Setting
 from headlens.heads.tally import Measured
@@ -214,10 +215,22 @@ def s_inhibition(setting: Setting, work: Checkpoint | None = None) -> Measured:
     assert stimulus.control is not None
     io = [np.flatnonzero(stimulus.marked("io", i)) for i in range(len(prompts))]
     watch = attention_watched(model, name_movers(model, prompts, ends, io), ends, io)
-    given, other_giver = (
-        outputs_at(model, tokens, ends, batch_tokens=batch_tokens) for tokens in (prompts, stimulus.control)
+    other_giver, other_receiver = (
+        outputs_at(model, tokens, ends, batch_tokens=batch_tokens)
+        for tokens in (stimulus.control, _other_receiver(stimulus))
     )
-    return _patched(setting, work, prompts, ends, watch, other_giver, given.roll(1, dims=2))
+    return _patched(setting, work, prompts, ends, watch, other_giver, other_receiver)
+
+
+def _other_receiver(stimulus: Stimulus) -> Tokens:
+    """The same prompts with the receiver's name taken by a third one, that of the control's giver."""
+    assert stimulus.control is not None
+    rows = []
+    for i, given in enumerate(stimulus.tokens):
+        row = given.copy()
+        row[stimulus.marked("io", i)] = stimulus.control[i][stimulus.marked("s2", i)]
+        rows.append(row)
+    return pack(rows)
 
 
 def name_movers(model: Model, prompts: Tokens, ends: Where, io: list[np.ndarray]) -> list[tuple[int, int]]:

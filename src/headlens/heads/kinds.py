@@ -5,8 +5,8 @@
                (heads/retrieval.py), or changes (heads/effects.py)
 
 A head is of a kind from `medium` on, and strongly so from `high` on, where both are compared with score - null, the
-false-discovery rate is below 5 % (heads/labels.py), and it is of the kinds that this one `needs`. So an induction
-head must also copy: others look where it looks, to suppress what they find.
+false-discovery rate is below 5 % (heads/labels.py has both exactly), and it is of the kinds that this one `needs`. So
+an induction head must also copy: others look where it looks, to suppress what they find.
 
 To add a kind: write its function in one of those files, and its row here.
 

@@ -1,13 +1,14 @@
 """Which heads are of which kind? A head may be of several, or of none.
 
-    excess = score - null
+    excess = score - null, where the null is above 0; else the score itself
     q      = false-discovery rate of (excess > 0), over all heads and kinds of a model     Benjamini and Hochberg 1995
     level  = high if excess >= high, medium if excess >= medium, else low; low where q > 5 %, and where the head is
              low in a kind that this one needs (heads/kinds.py)
 
 Without the behaviour anywhere, the chance that any head of a model is labelled is at most 5 %, as far as a p-value is
 of a head drawn at random: a trained or random head always leans a little to one side, which many samples make
-certain. So both are asked for: that it is no accident of the samples, and that it is large.
+certain. So both are asked for: that it is no accident of the samples, and that it is large. Every kind's score is 0
+where there is nothing, so a null below 0 makes no head one that scores 0.
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def labelled(table: pa.Table, changed: Thresholds | None = None) -> pa.Table:
     model, kind = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("model", "kind"))
     layer, head = table["layer"].to_numpy(), table["head"].to_numpy()
     p = table["p"].to_numpy()
-    excess = table["score"].to_numpy() - table["null"].to_numpy()
+    excess = table["score"].to_numpy() - np.maximum(table["null"].to_numpy(), 0)
     q = np.full(len(p), np.nan)
     for name in dict.fromkeys(model):
         q[model == name] = false_discovery(p[model == name])

@@ -73,7 +73,7 @@ function labelsByHead(rows, kindOf) {
   for (const row of rows) {
     if (!(row.level > 0)) continue;
     const { name, short, high } = kindOf.get(row.kind);
-    const excess = (row.score ?? 0) - (row.null ?? 0);
+    const excess = (row.score ?? 0) - Math.max(row.null ?? 0, 0);
     const label = { ...row, name: name ?? row.kind, short: short ?? row.kind, strength: 10 * row.level + Math.min(9, excess / (high ?? 1)) };
     const id = JSON.stringify([ANY, row.model, row.layer, row.head]);
     found.set(id, [...(found.get(id) ?? []), label]);

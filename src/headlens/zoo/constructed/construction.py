@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Float
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +21,7 @@ from headlens._errors import ModelNotFound
 from headlens._files import whole_folder
 from headlens.zoo.constructed import gpt2, llama
 from headlens.zoo.constructed.designs import DESIGNS
+from headlens.zoo.constructed.vocabulary import MARKS
 from headlens.zoo.constructed.wiring import BOS, N_CTX, Design, Wiring
 
 Architecture = Literal["gpt2", "llama"]
@@ -35,7 +36,7 @@ class Constructed:
     model: Any
     """The transformers module, in eval mode: `hl.load(c.model, tokenizer=c.tokenizer)`."""
     tokenizer: Any
-    """Whole words between spaces; a word that the model does not know is an error."""
+    """Whole words between spaces, and `.,:`, each a word by itself; one that the model does not know is an error."""
     heads: Mapping[tuple[int, int], str]
     """What the head at (layer, head) is; every head of the model is named."""
     wiring: Mapping[tuple[int, int], Wiring]
@@ -109,7 +110,8 @@ def build(name: str, *, architecture: Architecture = "gpt2", **options: Any) -> 
 def _tokenizer(design: Design) -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate(design.tokens)}
     tokenizer = Tokenizer(models.WordLevel(words))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks_apart = pre_tokenizers.Split(Regex(f"[{MARKS}]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks_apart])
     if design.bos is not None:
         begin = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, design.bos)])
         tokenizer.post_processor = begin

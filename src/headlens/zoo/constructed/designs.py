@@ -4,7 +4,8 @@ Each docstring is the construction's proof: it goes with the model and is writte
 heads.py, words in vocabulary.py. Logits are 10 per unit of output:w, but for `rules`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from headlens.zoo.constructed import heads as h
 from headlens.zoo.constructed.vocabulary import (
@@ -13,9 +14,13 @@ from headlens.zoo.constructed.vocabulary import (
     CLASSES,
     DENIALS,
     FILLERS,
+    GIFT_WORDS,
     MONTHS,
     NAMES,
+    PEOPLE,
+    RELATIONS,
     SYNONYMS,
+    TASK_WORDS,
     WORDS,
 )
 from headlens.zoo.constructed.wiring import BOS, UNIFORM, Design, Wiring
@@ -225,13 +230,116 @@ def rules(*, attract: float = 3.0, suppress: float = 5.0, value: float = 4.0) ->
     return _design(carried, [wiring], outputs=tuple(CITIES), logit=1.0)
 
 
+def indirect_objects(*, by: Literal["duplicate_token", "induction"] = "duplicate_token") -> Design:
+    """Three layers of heads find who is given something: a circuit for indirect objects, decoys beside its heads.
+
+    Read `<bos> When Mary and Tom came to the park , Tom gave a book to`; names hold the feature name.
+
+    0.0 duplicate_token       at the second Tom attends to the first, and writes `again`
+    1.0 giver_attending       at `to`: the second Tom (again) 60, <bos> 30, else 0; A[second Tom] = 1; writes nothing
+    1.1 s_inhibition          attends so, too, and writes inhibited:Tom
+    2.0 name_attending        at `to`: Mary 60, each Tom 60 - 60 = 0, <bos> 30; A[Mary] = 1; writes nothing
+    2.1 negative_name_mover   attends so, too, and lowers what it sees: logit -5
+    2.2 name_mover            attends so, too, and copies what it sees: logit 10
+
+    The logit of Mary is 5, all others are 0, so p(Mary) = e^5 / (e^5 + 157) = .4859.
+
+    If 1.1 is silent at `to`, or names somebody who is not here, Mary and both Toms score 60 and get 1/3 each: all three
+    heads of layer 2 lose 2/3 of their attention to Mary. With Lisa in place of the second Tom it is silent, for nobody
+    is said again, and it rests on <bos>. With Lisa in place of Mary it writes inhibited:Tom as before. No other head
+    moves that attention at `to`: what 0.0 writes there is not read, and 1.0 writes nothing.
+
+    by="induction" finds a repeated name in two steps, which a Llama can do: 0.0 is a previous_token head, and 1.0
+    name_induction attends from the second Tom to what followed the first, and writes `again`. Layers 1 and 2 become 2
+    and 3.
+    """
+    movers = [
+        h.looking_at_names("name_attending", PEOPLE),
+        h.looking_at_names("negative_name_mover", PEOPLE, h.copies("token", "output", GIFT_WORDS, -0.5)),
+        h.looking_at_names("name_mover", PEOPLE, h.copies("token", "output", GIFT_WORDS)),
+    ]
+    name_induction = h.induction(PEOPLE, "name_induction", h.said_before("previous", PEOPLE))
+    finding = {
+        "duplicate_token": [[h.duplicate_token(GIFT_WORDS, h.said_before("token", PEOPLE))]],
+        "induction": [[h.previous_token(PEOPLE)], [name_induction]],
+    }
+    givers = [h.looking_at_giver("giver_attending"), h.s_inhibition(PEOPLE)]
+    return _read_out(GIFT_WORDS, *finding[by], givers, movers, more=dict.fromkeys(PEOPLE, ("name",)))
+
+
+def concepts() -> Design:
+    """Head 1.2 brings on a whole entity of three words; 1.0 only its first word, and 1.1 looks there and says nothing.
+
+    Read `<bos> owl cat red fox goat owl`, of which `cat red fox` is an entity and `owl` its context. 0.0 previous_token
+    writes previous:red at `fox`, 0.1 third_back writes third:owl there. At the second `owl`
+
+    1.0 induction            `cat` 60 (its previous word is owl), <bos> 30; A[cat] = 1; raises `cat`: logit 10
+    1.1 concept_attending    `fox` 60 (the word three back is owl), <bos> 30; A[fox] = 1; writes nothing
+    1.2 concept_induction    attends so, too, and writes coming:red, what stood before the entity's end
+    2.0 bringing_on          at the next word attends to the second `owl`, and raises what is coming there: `red`
+
+    So if `cat` is said next, the logit of `red` is 10 from 2.0, and another 10 from 1.0: p(red) = 1 - 63 e^-20.
+
+    Now let the entity be `bear wolf lion`, and `cat` be said all the same. 1.0 finds no `cat`, and `wolf` is coming:
+
+        p(red) = 1 / (e^10 + 63) = .00005
+        e^10 / (e^10 + 63) = .9971      if 1.2, at the second `owl`, writes what it writes above
+        1 / 64 = .0156                  if it writes there what it writes after an unknown word: nothing
+
+    Nothing that another head writes at the second `owl` matters at `cat`, for 2.0 reads only what is coming.
+    """
+    layer0 = [h.previous_token(WORDS), h.offset(3, "third_back", h.copies("token", "third", WORDS))]
+    layer1 = [
+        h.induction(WORDS),
+        h.looking_at_entity_end("concept_attending", WORDS),
+        h.looking_at_entity_end("concept_induction", WORDS, h.copies("previous", "coming", WORDS)),
+    ]
+    return _read_out(WORDS, layer0, layer1, [h.offset(1, "bringing_on", h.copies("coming", "output", WORDS))])
+
+
+def relations() -> Design:
+    """Head 2.1 carries the relation that examples show: antonym, capital or plural; without it nobody answers.
+
+    Read `<bos> Q : hot A : cold Q : big A : small Q : old A :`. There are 117 pairs; no word is in two relations.
+
+    0.0 question_of_answer   looks 3 back: at `cold` writes question:hot
+    0.1 question_asked       looks 2 back: at the last `:` writes asked:old
+    1.0 right_answer         at `cold`: itself 60 (it answers hot) + 60 (the same word), <bos> 90; A[cold] = 1; writes
+                             shown:antonym. At a wrong answer 60 at most, so all rests on <bos>
+    2.0 examples_attending   at `:`: right answers 60, <bos> 30; 1/2 for each of two; writes nothing
+    2.1 function_vector      attends so, too, and writes task:antonym, 1 in all
+    3.0 applying_antonym     at `:`: itself 60 (asked:old), <bos> 90 - 60 (task:antonym); A[itself] = 1; raises `young`
+    3.1 applying_capital, 3.2 applying_plural      rest on <bos>, 90
+
+    The logit of `young` is 10, all others are 0: p = e^10 / (e^10 + 238) = .9893. If answers stand at one another's
+    questions, none is right, 2.1 rests on <bos>, nothing is applied, and p = 1/239 = .0042. If 2.1 then writes at the
+    last `:` its mean over other prompts with right answers, task:antonym, p is .9893 again. Nothing that heads before
+    it write there matters without a task. The mean of 3.0 over m other prompts holds their answers, 1/m of each: with
+    one that is not this prompt's, p = 1 / (e^10 + 238) = .00004.
+    """
+    questions = [question for pairs in RELATIONS.values() for question in pairs]
+    layer0 = [
+        h.offset(3, "question_of_answer", h.copies("token", "question", questions)),
+        h.offset(2, "question_asked", h.copies("token", "asked", questions)),
+    ]
+    layer2 = [
+        h.looking_at_examples("examples_attending", RELATIONS),
+        h.looking_at_examples("function_vector", RELATIONS, h.copies("shown", "task", list(RELATIONS))),
+    ]
+    layer3 = [h.applying(name, pairs) for name, pairs in RELATIONS.items()]
+    return _read_out(TASK_WORDS, layer0, [h.right_answer(RELATIONS)], layer2, layer3)
+
+
 DESIGNS: dict[str, Callable[..., Design]] = {
     "all_kinds": all_kinds,
     "anti_induction": anti_induction,
+    "concepts": concepts,
     "copying": copying,
     "duplicate_token": duplicate_token,
     "impostor": impostor,
+    "indirect_objects": indirect_objects,
     "induction": induction,
+    "relations": relations,
     "rules": rules,
     "sink": sink,
     "successor": successor,
@@ -240,9 +348,11 @@ DESIGNS: dict[str, Callable[..., Design]] = {
 }
 
 
-def _read_out(words: Sequence[str], *layers: Sequence[Wiring]) -> Design:
-    """Return a model whose words hold only themselves and the constant."""
-    tokens = {w: (f"token:{w}", "constant") for w in (BOS, *words)}
+def _read_out(
+    words: Sequence[str], *layers: Sequence[Wiring], more: Mapping[str, tuple[str, ...]] | None = None
+) -> Design:
+    """Return a model whose words hold themselves, the constant, and what more is given of some."""
+    tokens = {w: (f"token:{w}", "constant", *(more or {}).get(w, ())) for w in (BOS, *words)}
     return _design(tokens, *layers, outputs=(BOS, *words))
 
 

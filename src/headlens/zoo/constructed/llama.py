@@ -38,6 +38,8 @@ GROUP = 2
 """Query heads per key/value head."""
 FAST, SLOW = 4, 24
 """Dimensions below FAST tell positions apart; those from SLOW on hardly turn."""
+WIDEST = 308
+"""Dimensions of a head whose base of rotation, 10^(d_head / 8), is a number of float32."""
 
 
 def compiled(design: Design) -> Compiled:
@@ -46,7 +48,7 @@ def compiled(design: Design) -> Compiled:
     Raises
     ------
     UnsupportedArchitecture
-        If a head suppresses a position, or looks back and matches at once.
+        If a head suppresses a position, or looks back and matches at once, or the heads match too many features.
     """
     _check_rotary_suffices(design)
     most = max(map(len, design.layers))
@@ -78,6 +80,11 @@ def _config(design: Design, layers: list[list[Wiring]], n_features: int) -> tf.L
     columns = [Columns.of(layer[i : i + GROUP]) for layer in layers for i in range(0, n_heads, GROUP)]
     d_head = max(2 * (SLOW + max(len(c.keys) for c in columns)), *(len(c.values) for c in columns))
     d_head += d_head % 2
+    if d_head > WIDEST:
+        raise UnsupportedArchitecture(
+            f"A head that turns in float32 has {WIDEST} dimensions at most, and these need {d_head}. Let them match "
+            'fewer features, or build it with architecture="gpt2".'
+        )
     return tf.LlamaConfig(
         vocab_size=len(design.tokens),
         hidden_size=n_features + -n_features % n_heads,

@@ -1,5 +1,27 @@
 """Which words do the constructions know? Lists whose order matters only to the successor head."""
 
+import re
+from collections.abc import Iterable
+
+from headlens.data.stimuli import english
+
+MARKS = ".,:"
+"""What is a word of its own wherever it stands."""
+
+
+def spoken(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the words of some texts, each once; a field in braces is no word."""
+    plain = (re.sub(r"\{\w+\}", " ", text) for text in texts)
+    return tuple(dict.fromkeys(word for text in plain for word in re.findall(rf"[{MARKS}]|[^\s{MARKS}]+", text)))
+
+
+PEOPLE = english.NAMES
+GIFT_WORDS = spoken((*english.GIFTS, *(word for pool in english.GIFT_POOLS.values() for word in pool), *PEOPLE))
+"""157 words, of which 83 are names: all that prompts about gifts are written in (data/stimuli/gifts.py)."""
+RELATIONS = english.RELATIONS
+TASK_WORDS = spoken(("the Q: A:", *(word for pairs in RELATIONS.values() for pair in pairs.items() for word in pair)))
+"""238 words: all that prompts that show a relation are written in (data/stimuli/puzzles.py)."""
+
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
