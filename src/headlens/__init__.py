@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from headlens import data, heads, models, report, tracing, zoo
+    from headlens import data, heads, models, probes, report, store, tracing, zoo
     from headlens.models import Head, Model, load
     from headlens.report import write_report
+    from headlens.store import ActivationStore, capture_to
     from headlens.tracing import Batch, Edit, ParityReport, ablate, capture, cut, edit, patch, verify
 
 _HOME = {
+    "ActivationStore": "store",
     "Head": "models",
     "Model": "models",
     "load": "models",
@@ -23,15 +25,17 @@ _HOME = {
     "ParityReport": "tracing",
     "ablate": "tracing",
     "capture": "tracing",
+    "capture_to": "store",
     "cut": "tracing",
     "edit": "tracing",
     "patch": "tracing",
     "verify": "tracing",
     "write_report": "report",
 }
-_FOLDERS = ("data", "heads", "models", "report", "tracing", "zoo")
+_FOLDERS = ("data", "heads", "models", "probes", "report", "store", "tracing", "zoo")
 
 __all__ = [
+    "ActivationStore",
     "Batch",
     "Edit",
     "Head",
@@ -39,6 +43,7 @@ __all__ = [
     "ParityReport",
     "ablate",
     "capture",
+    "capture_to",
     "cut",
     "data",
     "edit",
@@ -46,7 +51,9 @@ __all__ = [
     "load",
     "models",
     "patch",
+    "probes",
     "report",
+    "store",
     "tracing",
     "verify",
     "write_report",

@@ -51,3 +51,11 @@ class ConfigError(HeadlensError):
 
 class MissingExtra(HeadlensError):
     """A feature needs an optional dependency that is not installed."""
+
+
+class StoreError(HeadlensError):
+    """A store of activations is not there, not whole, damaged, or being written by someone else."""
+
+
+class StoreMismatch(StoreError):
+    """Activations of one model, site, corpus or option were given where those of another are wanted."""

@@ -1,0 +1,61 @@
+"""Read the logits of many probes from one read of the rows.
+
+Axes: probe; unit = document, or row for the pooling "token"; output.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headlens._errors import DataError
+from headlens.probes.module import ProbeModule, logits, side_by_side
+from headlens.probes.objective import CHUNK, in_chunks
+from headlens.probes.pooling import Packing, pool_rows
+from headlens.probes.survey import check_finite
+from headlens.store.rows import Rows
+
+
+@torch.no_grad()
+def read_logits(modules: Sequence[ProbeModule], rows: Rows) -> list[Float[Tensor, "unit output"]]:
+    """Return the logits of each probe, for every document (or row) in order.
+
+    Raises
+    ------
+    DataError
+        If rows are of another width than a probe reads, or hold NaN or infinite numbers.
+    """
+    for module in modules:
+        if module.shape.width != rows.width:
+            raise DataError(f"X has rows of {rows.width} numbers; this probe was fitted to {module.shape.width}.")
+    groups = defaultdict(list)
+    for i, module in enumerate(modules):
+        groups[module.shape].append(i)
+    stacks = {shape: side_by_side([modules[i] for i in own]) for shape, own in groups.items()}
+    n_columns = sum(len(weight) for _, weight, _ in stacks.values())
+    dtype = modules[0].value.dtype
+    parts: list[list[Tensor]] = [[torch.empty(0, module.shape.outputs, dtype=dtype)] for module in modules]
+    for some, part, at in chunks(rows, n_columns):
+        wide = part.to(dtype)
+        pooled = {shape.pooling: pool_rows(shape.how, wide, at) for shape in groups if shape.pooled_first}
+        for shape, own in groups.items():
+            parameters, weight, shift = stacks[shape]
+            x, packing = pooled[shape.pooling] if shape.pooled_first else (wide, at)
+            out = logits(shape, parameters, torch.addmm(shift, x, weight.T), packing)
+            if not out.isfinite().all():
+                check_finite(part, some, at)
+            for place, i in enumerate(own):
+                parts[i].append(out[:, place])
+    return [torch.cat(own) for own in parts]
+
+
+def chunks(
+    rows: Rows, n_columns: int
+) -> Iterator[tuple[Int[np.ndarray, " some"], Float[Tensor, "row width"], Packing]]:
+    """Yield all documents, some at a time, with their rows."""
+    lengths = np.asarray(rows.lengths)
+    for some in in_chunks(np.arange(len(lengths)), lengths, max(1, CHUNK // max(n_columns, rows.width))):
+        yield some, rows.read(some), Packing(torch.as_tensor(lengths[some]))
