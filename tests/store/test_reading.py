@@ -192,7 +192,7 @@ options = dict(dtype="float32", shard_bytes=1 << 22, batch_tokens=512)
 few = [[1, *[3 + i % 90] * 100] for i in range(20)]
 hl.capture_to(sys.argv[1] + "/few", model, few, sites, **options).read(sites[0], [3, 1])  # so that code is loaded
 
-size = 160_000_000
+size = 240_000_000
 tenth = size // 10
 limit(tenth)
 documents = [[1, *[3 + i % 90] * 100] for i in range(size // (100 * 512 * 4 * len(sites)) + 1)]
@@ -226,3 +226,37 @@ def test_a_store_is_written_and_trained_on_in_a_tenth_of_its_size(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["total"] > 10 * found["tenth"] and found["read"] > 0.9 * found["total"]
     assert not found["fits"]  # the limit binds
+
+
+def test_an_encoder_reads_texts_between_its_own_ends(tmp_path):
+    """[CLS] text [SEP], as transformers' tokenizer frames them; neither has a row, and [SEP] is never cut off."""
+    import torch
+    import transformers as tf
+
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "four"])}
+    tokenizer = tf.BertTokenizerFast(vocab=vocab)
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    encoder = tf.BertModel(config).eval()
+    model = hl.load(encoder, tokenizer=tokenizer)
+    texts, site = ["one two three", "four"], "blocks.1.hook_resid_post"
+    store = hl.capture_to(tmp_path / "store", model, texts, sites=[site], dtype="float32")
+    framed = [tokenizer(text)["input_ids"] for text in texts]
+    assert [row.tolist() for row in store.tokens] == framed
+    assert store.kept.tolist() == [False, True, True, True, False, False, True, False]
+    with torch.no_grad():
+        theirs = encoder(torch.tensor([framed[0]])).last_hidden_state[0, 1:-1]
+    torch.testing.assert_close(store.read(site, [0]), theirs, rtol=1e-5, atol=1e-5)
+    assert store.tokens.spans is not None and store.tokens.spans[:5].tolist() == [
+        [0, 0],
+        [0, 3],
+        [3, 7],
+        [7, 13],
+        [13, 13],
+    ]
+    short = hl.capture_to(tmp_path / "short", model, texts, sites=[site], max_tokens=3)
+    assert [row.tolist() for row in short.tokens] == [[2, 4, 3], framed[1]]
+    assert short.manifest.totals["cut"] == 1

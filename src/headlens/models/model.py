@@ -87,10 +87,19 @@ class Model:
 
     @property
     def bos(self) -> int | None:
-        """Token id that begins every sequence, or None where the model knows no such token."""
-        bos = self.config.bos_token_id if self.tokenizer is None else self.tokenizer.bos_token_id
+        """Token id that begins every sequence (of an encoder: [CLS]), or None where the model knows no such token."""
+        if not self.family.causal and self.tokenizer is not None:
+            return self._known(self.tokenizer.cls_token_id)
+        return self._known(self.config.bos_token_id if self.tokenizer is None else self.tokenizer.bos_token_id)
+
+    @property
+    def closing(self) -> int | None:
+        """Token id that ends every text of an encoder ([SEP]); None for causal models, which see no end."""
+        return None if self.family.causal or self.tokenizer is None else self._known(self.tokenizer.sep_token_id)
+
+    def _known(self, token: Any) -> int | None:
         # A config's default may lie outside a small vocabulary: then the model was not trained with it.
-        return bos if isinstance(bos, int) and 0 <= bos < self.vocab_size else None
+        return token if isinstance(token, int) and 0 <= token < self.vocab_size else None
 
     @property
     def parallel(self) -> bool:

@@ -1,11 +1,13 @@
 """Which tokens go through the model, and which of them have a row in the store?
 
-    text     model's BOS, where it has one, and the text's tokens (`hl.data.tokenize`); cut at `max_tokens`
+    text     model's BOS, where it has one, and the text's tokens (`hl.data.tokenize`); cut at `max_tokens`. For an
+             encoder [CLS], the text's tokens and [SEP], which is never cut off
     ids      as they come; cut at `max_tokens`
 
 Every token goes through the model. A row is kept of each, except BOS at the beginning (it holds no text, and its
-activations are outliers), padding (which is never stored at all) and, on request, tokens of the chat template:
-special tokens, and tokens that lie wholly in text that the tokenizer's template puts around messages.
+activations are outliers), [CLS] and [SEP] of encoders, padding (which is never stored at all) and, on request, tokens
+of the chat template: special tokens, and tokens that lie wholly in text that the tokenizer's template puts around
+messages.
 
 Documents are read as they are needed, so a corpus may be larger than memory.
 
@@ -98,14 +100,19 @@ class Documents:
 
     def _document(self, tokens: Tokens, index: int, text: str | None) -> Document:
         start, stop = (int(bound) for bound in tokens.offsets[index : index + 2])
-        cut = stop - start > self.max_tokens
-        part = slice(start, min(stop, start + self.max_tokens))
+        closing = None if text is None else self.model.closing
+        room = self.max_tokens - (closing is not None)
+        cut = stop - start > room
+        part = slice(start, min(stop, start + room))
         ids, spans = tokens.ids[part], None if tokens.spans is None else tokens.spans[part]
         kept = ~np.isin(ids, self.special)
         if len(ids) and ids[0] == self.model.bos:
             kept[0] = False
         if text is not None and spans is not None and self.template is not None:
             kept &= ~_inside(spans, self.template, text)
+        if closing is not None and spans is not None:
+            end = [int(spans[-1, 1])] * 2 if len(spans) else [0, 0]  # it covers nothing
+            ids, spans, kept = np.append(ids, closing), np.append(spans, [end], 0), np.append(kept, False)
         return Document(ids.astype(np.int32), None if spans is None else spans.astype(np.int32), kept, cut)
 
 
