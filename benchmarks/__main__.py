@@ -3,7 +3,7 @@
     python -m benchmarks small observing      the parts named, at a size that only shows that they run; writes nothing
     python -m benchmarks observing peers      the parts named, at full size; writes nothing
 
-Parts: capture idle fold observing peers start.
+Parts: capture idle fold observing peers probes start. The probes' stores take 16 GB of disk for a while.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import headlens as hl
-from benchmarks import harness, memory, observing, peers, subjects
+from benchmarks import harness, memory, observing, peers, probing, subjects
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NOTES = """\
@@ -20,7 +20,8 @@ Rows on scores: random weights and random tokens, one sequence at a time; both s
 passes unless the row says otherwise, and their numbers are compared before they are timed. The plain loop keeps
 all patterns, takes diagonals and masks head by head, and computes no logits. Memory is what tensors take up beyond
 the loaded model, from torch's record of allocations. TransformerLens stands in its own environment, beside the
-same torch.
+same torch. Probes: the plain implementation is autograd and AdamW on padded float32, started alike; losses are compared
+after 1 and 10 steps. Stores hold random float16 rows; a sweep surveys them, makes 16 steps, judges and reads out.
 """
 
 
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
         "fold": fold_memory,
         "observing": lambda: observing.rows(size),
         "peers": lambda: peers.rows(size),
+        "probes": lambda: probing.rows(small=size is subjects.SMALL),
         "start": start_up,
     }
     chosen = [part for part in parts if part in arguments] or list(parts)

@@ -30,14 +30,19 @@ class Row:
     holds: bool
 
 
-def ratio(what: str, ours: Job, against: str, theirs: Job, bar: float | None, rounds: int = ROUNDS) -> Row:
-    """Time two callables in turn and return the median ratio ours / theirs; without a bar, for contrast."""
+def ratio(
+    what: str, ours: Job, against: str, theirs: Job, bar: float | None, rounds: int = ROUNDS, shared_by: int = 1
+) -> Row:
+    """Time two callables in turn and return the median ratio ours / theirs; without a bar, for contrast.
+
+    Where ours does the work of several, its time is `shared_by` them.
+    """
     for _ in range(2):  # warm-up: caches, lazy imports, allocator
         ours(), theirs()
     gc.collect()
     gc.disable()  # a collection in one of a pair would be counted as its cost
     try:
-        ratios = [_seconds(ours) / _seconds(theirs) for _ in range(rounds)]
+        ratios = [_seconds(ours) / shared_by / _seconds(theirs) for _ in range(rounds)]
     finally:
         gc.enable()
     low, middle, high = statistics.quantiles(ratios, n=4)

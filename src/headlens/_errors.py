@@ -33,8 +33,11 @@ class NotAffineError(HeadlensError):
     """A decomposition was asked of a map that is not affine; freeze its norms first."""
 
 
-class DataError(HeadlensError):
-    """Something about text or tokens: missing, empty, too long, out of the vocabulary."""
+class DataError(HeadlensError, ValueError):
+    """Something about data: text, tokens, arrays or labels that are missing, empty, too long or do not fit.
+
+    Also a `ValueError`, as scikit-learn's contract asks of estimators.
+    """
 
 
 class ResultError(HeadlensError):

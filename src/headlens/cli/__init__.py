@@ -22,6 +22,7 @@ from headlens.cli._common import ARGUMENTS
 from headlens.cli.capture import capture
 from headlens.cli.demo import demo
 from headlens.cli.heads import heads
+from headlens.cli.probe import probe
 from headlens.cli.verify import verify
 from headlens.cli.world import world
 from headlens.cli.zoo import zoo
@@ -49,7 +50,7 @@ app = App(
     console=_console.out,
     config=Toml(CONFIG, must_exist=False),
 )
-for command in (demo, verify, heads, capture, world, zoo):
+for command in (demo, verify, heads, capture, probe, world, zoo):
     app.command(command)
 
 
@@ -113,7 +114,7 @@ def _check_config() -> None:
         tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{CONFIG} cannot be read as TOML: {error}. Repair or remove it.") from error
-    commands = [command.__name__ for command in (demo, verify, heads, capture, world)]
+    commands = [*(command.__name__ for command in (demo, verify, heads, capture, world)), *probe.name]
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{CONFIG} has '{name}' outside a table: put it under [{'] or ['.join(commands)}].")

@@ -1,5 +1,6 @@
 """What do we read? Text, tokens, stimuli and the text world."""
 
+from headlens.data.labelled import Labelled, read_labelled
 from headlens.data.stimuli import (
     Order,
     Stimulus,
@@ -17,6 +18,7 @@ from headlens.data.text import iter_texts, read_texts, texts_hash
 from headlens.data.tokens import Tokens, ordinary_ids, pack, pad, tokenize
 
 __all__ = [
+    "Labelled",
     "Order",
     "Stimulus",
     "Tokens",
@@ -31,6 +33,7 @@ __all__ = [
     "pad",
     "passages",
     "plain",
+    "read_labelled",
     "read_texts",
     "repeats",
     "tasks",

@@ -29,9 +29,10 @@ from sklearn.utils.validation import check_is_fitted
 from headlens._errors import DataError, ResultError, StoreMismatch
 from headlens._files import whole_folder
 from headlens._result import versions
-from headlens.probes.calibrate import Platt, Temperature, from_parameters
-from headlens.probes.metrics import Evaluation
-from headlens.probes.roc import coded, threshold_at_fpr
+from headlens.probes.evaluation.calibrate import Platt, Temperature, from_parameters
+from headlens.probes.evaluation.metrics import Evaluation
+from headlens.probes.evaluation.roc import coded, threshold_at_fpr
+from headlens.probes.targets import packed_labels
 
 CARD, WEIGHTS = "probe.json", "probe.safetensors"
 FORMAT = 1
@@ -57,6 +58,12 @@ class Kept(BaseEstimator):
         if not cls.__name__.startswith("_"):
             Kept.kinds[cls.__name__] = cls
 
+    def _begin(self, source: Mapping[str, Any] | None) -> None:
+        """Forget what was set on an earlier fit, and remember where the rows of this one came from."""
+        self.source_ = None if source is None else dict(source)
+        self.threshold_, self.threshold_set_ = 0.0, None
+        self.calibration_, self.calibration_set_ = None, None
+
     def choose_threshold(
         self, X: Any, y: Any, *, fpr: float = 0.01, on: str = "", mask: Any = None, site: str | None = None
     ) -> "Kept":
@@ -73,8 +80,7 @@ class Kept(BaseEstimator):
         self._check_two("A threshold")
         if not 0 <= fpr < 1:
             raise DataError(f"fpr must be at least 0 and less than 1, not {fpr}.")
-        scores = self.decision_function(X, mask=mask, site=site)  # pyright: ignore[reportAttributeAccessIssue]
-        codes = coded(y, self._classes(), len(scores))
+        scores, codes = self._scored(X, y, mask, site)
         self.threshold_ = threshold_at_fpr(codes, scores, fpr)
         self.threshold_set_ = {"fpr": fpr, "on": on, **_documents(codes, scores)}
         return self
@@ -95,8 +101,7 @@ class Kept(BaseEstimator):
             raise DataError("Calibration is for probes of classes: this one has none.")
         if kind not in ("temperature", "platt"):
             raise DataError(f"kind must be temperature or platt, not {kind!r}.")
-        scores = self.decision_function(X, mask=mask, site=site)  # pyright: ignore[reportAttributeAccessIssue]
-        codes = coded(y, self._classes(), len(scores))
+        scores, codes = self._scored(X, y, mask, site)
         self.calibration_ = (Temperature() if kind == "temperature" else Platt()).fit(scores, codes)
         self.calibration_set_ = {"on": on, **_documents(codes, scores)}
         return self
@@ -168,7 +173,7 @@ class Kept(BaseEstimator):
 
     def _learned(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What was learned, as plain values and as arrays."""
-        elsewhere = {*self.get_params(), "module_", "source_", "threshold_", "threshold_set_"}
+        elsewhere = {*self.get_params(), "source_", "threshold_", "threshold_set_"}
         plain, arrays = {}, {}
         for name, value in vars(self).items():
             if name in elsewhere or name.startswith("calibration_"):
@@ -188,13 +193,19 @@ class Kept(BaseEstimator):
             self.calibration_ = from_parameters(card["calibration"]["value"])
             self.calibration_set_ = card["calibration"]["set"]
 
+    def _scored(self, X: Any, y: Any, mask: Any, site: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores of what has a label, documents or with the pooling "token" rows, and its class's number."""
+        scores = self.decision_function(X, mask=mask, site=site)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(scores, list):
+            labels = packed_labels(y, np.array([len(one) for one in scores]))
+            known = np.array([one is not None and one == one for one in labels.tolist()], dtype=bool)
+            scores, y = np.concatenate(scores)[known], labels[known]
+        return scores, coded(y, self.classes_.tolist(), len(scores))  # pyright: ignore[reportAttributeAccessIssue]
+
     def _check_two(self, what: str) -> None:
         check_is_fitted(self)
         if len(getattr(self, "classes_", ())) != 2:
             raise DataError(f"{what} is for probes of two classes.")
-
-    def _classes(self) -> list[Any]:
-        return self.classes_.tolist()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def load(path: str | Path) -> Any:

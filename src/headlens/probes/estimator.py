@@ -11,29 +11,28 @@ has the probe's bias as its score everywhere else. X and y are never changed.
 Axes: document; row; output = one logit for two classes, else one a class, label or number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import expit
-from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import ClassifierTags, RegressorTags
 from sklearn.utils.validation import check_is_fitted
 
 from headlens._errors import DataError
-from headlens.probes.apply import chunks, read_logits
-from headlens.probes.labels import InvalidInput, check_groups, likeliest, probabilities
-from headlens.probes.linear import same_source
-from headlens.probes.module import ProbeModule
-from headlens.probes.objective import LOSSES
-from headlens.probes.pooling import POOLINGS
+from headlens.probes.card import Kept, same_source
+from headlens.probes.labels import check_groups, likeliest, probabilities
 from headlens.probes.stream import Stream
 from headlens.probes.targets import LOSS, Targets, Task, deal, packed_labels, read_targets
-from headlens.probes.train import Optimizer, Spec, train
+from headlens.probes.training.apply import chunks, read_logits
+from headlens.probes.training.module import ProbeModule, Shape, shifts, start
+from headlens.probes.training.objective import LOSSES
+from headlens.probes.training.pooling import POOLINGS
+from headlens.probes.training.train import Optimizer, Spec, train
 from headlens.store.rows import Rows, as_rows
 
 PENALTIES = (0.0, 0.001, 0.01, 0.1)
@@ -41,7 +40,7 @@ HELD_OUT = 0.1
 """Share of the documents on which AdamW is judged."""
 
 
-class Probe(BaseEstimator):
+class Probe(Kept):
     """Any pooling, with or without hidden layers, trained by gradients.
 
     Parameters
@@ -80,7 +79,7 @@ class Probe(BaseEstimator):
     task_, source_, n_features_in_
         What was learned; where the rows came from (None for bare arrays); width of a row.
     threshold_
-        Log-odds above which `predict` says the second class; 0 until something better is set.
+        Logit above which `predict` says the second class; 0 until `choose_threshold` sets it.
     penalty_, losses_
         The penalty used; with "cv" the loss on left-out documents at each of `penalties`.
     loss_, steps_, converged_
@@ -152,7 +151,7 @@ class Probe(BaseEstimator):
         rows = as_rows(X, mask=mask, site=site)
         n = len(rows.lengths)
         if not n:
-            raise InvalidInput("X holds no documents: fitting needs some.")
+            raise DataError("X holds no documents: fitting needs some.")
         by_row = self.pooling == "token"
         labels = packed_labels(y, rows.lengths) if by_row else y
         units = int(np.sum(rows.lengths)) if by_row else n
@@ -160,6 +159,8 @@ class Probe(BaseEstimator):
         groups = check_groups(groups, n)
         weights = _sample_weights(sample_weight, n)
 
+        if isinstance(self.penalty, str) and self.penalty != "cv":
+            raise DataError(f'penalty must be a number of at least 0, or "cv", not {self.penalty!r}.')
         specs = [self._spec(0.0 if isinstance(self.penalty, str) else self.penalty)]
         strata = np.zeros(n, dtype=np.int64) if by_row else targets.strata
         if self.penalty == "cv":
@@ -170,17 +171,16 @@ class Probe(BaseEstimator):
 
         self.module_ = trained.module
         self.loss_, self.steps_, self.converged_ = trained.loss, trained.steps, trained.converged
-        self.penalty_, self.task_, self.threshold_ = specs[0].penalty, targets.task, 0.0
-        self.n_features_in_ = rows.width
-        self.source_ = None if rows.source is None else dict(rows.source)
-        self._flat = targets.flat
+        self._begin(rows.source)
+        self.penalty_, self.task_, self.n_features_in_ = specs[0].penalty, targets.task, rows.width
+        self.flat_ = targets.flat
         if targets.classes is not None:
             self.classes_ = targets.classes
         return self
 
     def _spec(self, penalty: float) -> Spec:
         if self.pooling not in POOLINGS:
-            raise InvalidInput(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}.")
+            raise DataError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}.")
         usual = {"rolling_attention": 10}.get(self.pooling, 8) if POOLINGS[self.pooling].several_heads else 1
         return Spec(
             self.pooling, usual if self.n_heads is None else self.n_heads, tuple(self.before), tuple(self.after),
@@ -194,7 +194,7 @@ class Probe(BaseEstimator):
         return train(
             rows, torch.as_tensor(targets.values).float(), specs, torch.as_tensor(np.stack(weights)),
             validation=torch.as_tensor(np.stack(judging)), importance=torch.as_tensor(importance),
-            loss=LOSS[targets.task], optimizer=self.optimizer, steps=self.steps, batch=self.batch,
+            loss=LOSS[targets.task], optimizer=cast(Optimizer, self.optimizer), steps=self.steps, batch=self.batch,
             patience=self.patience, tolerance=self.tolerance, seed=self.seed, device=self.device,
         )  # fmt: skip
 
@@ -203,7 +203,7 @@ class Probe(BaseEstimator):
         usual = HELD_OUT if self.optimizer == "adamw" else 0.0
         share = usual if self.validation_fraction is None else self.validation_fraction
         if not 0 <= share < 1:
-            raise InvalidInput(f"validation_fraction must be at least 0 and less than 1, not {share}.")
+            raise DataError(f"validation_fraction must be at least 0 and less than 1, not {share}.")
         out = np.zeros(len(inside), dtype=bool)
         if share:
             at = np.flatnonzero(inside)
@@ -219,10 +219,10 @@ class Probe(BaseEstimator):
         """Return the loss on documents left out at each penalty; every fold and penalty is trained together."""
         n = len(rows.lengths)
         if not 2 <= self.folds <= n:
-            raise InvalidInput(f"folds must be from 2 to the number of documents ({n}), not {self.folds}.")
+            raise DataError(f"folds must be from 2 to the number of documents ({n}), not {self.folds}.")
         fold = deal(n, self.folds, strata, groups, self.seed + 1)
         if len(np.unique(fold)) < self.folds:
-            raise InvalidInput(f"{self.folds} folds need as many groups at least, not {len(np.unique(fold))}.")
+            raise DataError(f"{self.folds} folds need as many groups at least, not {len(np.unique(fold))}.")
         specs, training, judging = [], [], []
         for k in range(self.folds):
             judges = self._hold_out(fold != k, strata, groups)
@@ -262,7 +262,7 @@ class Probe(BaseEstimator):
         return self._by_document(self._answers(logits), rows)
 
     def predict_proba(self, X: Any, *, mask: Any = None, site: str | None = None) -> Any:
-        """Return the probability of each class, columns as in `classes_`, or of each label.
+        """Return the probability of each class, columns as in `classes_`, or of each label; calibrated if the probe is.
 
         Raises
         ------
@@ -272,14 +272,15 @@ class Probe(BaseEstimator):
         rows, logits = self._logits(X, mask, site)
         if self.task_ == "regression":
             raise DataError("A probe of numbers has no probabilities: call predict.")
-        return self._by_document(expit(logits) if self.task_ == "multilabel" else probabilities(logits), rows)
+        chances = expit(logits) if self.task_ == "multilabel" else probabilities(self.calibrated(logits))
+        return self._by_document(chances, rows)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, *, mask: Any = None, site: str | None = None) -> float:
         """Return the share of documents (or labelled rows) whose answer is right; of numbers, R^2."""
         rows, logits = self._logits(X, mask, site)
         answers = self._answers(logits)
         y = np.asarray(packed_labels(y, rows.lengths) if self.pooling == "token" else y)
-        if y.ndim == 2 and self._flat:
+        if y.ndim == 2 and self.flat_:
             y = y[:, 0]
         known = ~np.isnan(y.reshape(len(y), -1)).any(1) if y.dtype.kind == "f" else np.ones(len(y), bool)
         measure = r2_score if self.task_ == "regression" else accuracy_score
@@ -296,7 +297,7 @@ class Probe(BaseEstimator):
     def _logits(self, X: Any, mask: Any, site: str | None) -> tuple[Rows, np.ndarray]:
         rows = self._rows(X, mask, site)
         logits = read_logits([self.module_], rows)[0].numpy()
-        return rows, logits[:, 0] if self.task_ == "binary" or (self._flat and self.task_ == "regression") else logits
+        return rows, logits[:, 0] if self.task_ == "binary" or (self.flat_ and self.task_ == "regression") else logits
 
     def _rows(self, X: Any, mask: Any, site: str | None) -> Rows:
         check_is_fitted(self)
@@ -305,7 +306,7 @@ class Probe(BaseEstimator):
         rows = as_rows(X, mask=mask, site=site)
         same_source(self.source_, rows.source)
         if rows.width != self.n_features_in_:
-            raise InvalidInput(f"X has rows of {rows.width} numbers; this probe was fitted to {self.n_features_in_}.")
+            raise DataError(f"X has rows of {rows.width} numbers; this probe was fitted to {self.n_features_in_}.")
         return rows
 
     def _by_document(self, units: np.ndarray, rows: Rows) -> Any:
@@ -313,7 +314,9 @@ class Probe(BaseEstimator):
 
     # --- look inside ---
 
-    def attention(self, X: Any, *, mask: Any = None, site: str | None = None) -> list[Float[np.ndarray, "token head"]]:
+    def attention(
+        self, X: Any, *, mask: Any = None, site: str | None = None
+    ) -> list[Float[np.ndarray, "token head *output"]]:
         """Return how much of each token's score is taken, head by head; of "absmax" the share of features.
 
         Where several outputs each choose their tokens (max, rolling windows, ...) there is a third axis, output.
@@ -345,13 +348,31 @@ class Probe(BaseEstimator):
     def with_pooling(self, pooling: str) -> "Probe":
         """Return a fitted probe with these weights and another pooling, as in "trained as attention, used as multimax".
 
-        Its threshold has to be set anew: the scores are others.
+        Its threshold and calibration have to be set anew: the scores are others.
         """
         check_is_fitted(self)
         other = Probe(**{**self.get_params(), "pooling": pooling, "setting": None})
-        vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_") or name == "_flat"})
+        vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
+        other._begin(self.source_)
         other.module_ = self.module_.with_pooling(pooling)
         return other
+
+    # --- keep ---
+
+    def _learned(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        plain, arrays = super()._learned()
+        shape = vars(plain.pop("module_").shape)
+        weights = {f"module.{name}": value.numpy() for name, value in self.module_.state_dict().items()}
+        return plain | {"shape": shape}, arrays | weights
+
+    def _restore(self, card: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        learned: dict[str, Any] = dict(card["learned"])
+        said = learned.pop("shape")
+        shape = Shape(**(said | {"before": tuple(said["before"]), "after": tuple(said["after"])}))
+        own = {name: value for name, value in arrays.items() if not name.startswith("module.")}
+        super()._restore({**card, "learned": learned}, own)
+        weights = {name: torch.from_numpy(arrays[f"module.{name}"]) for name in shifts(shape) | start(shape, 0)}
+        self.module_ = ProbeModule(shape, weights)
 
 
 class AttentionProbe(Probe):
@@ -377,7 +398,7 @@ def _sample_weights(sample_weight: Any, n: int) -> Float[np.ndarray, " document"
         return np.ones(n)
     weights = np.asarray(sample_weight, dtype=float)
     if weights.shape != (n,) or not (np.isfinite(weights) & (weights >= 0)).all():
-        raise InvalidInput(f"sample_weight must be one number of at least 0 a document, ({n},).")
+        raise DataError(f"sample_weight must be one number of at least 0 a document, ({n},).")
     return weights
 
 

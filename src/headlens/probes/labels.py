@@ -14,10 +14,6 @@ from sklearn.utils.validation import column_or_1d
 from headlens._errors import DataError
 
 
-class InvalidInput(DataError, ValueError):
-    """A `DataError` for arrays and labels; scikit-learn's contract asks that it be a `ValueError` too."""
-
-
 def encoded(y: Any, n: int) -> tuple[np.ndarray, Int[np.ndarray, " document"]]:
     """Return the classes of n labels, sorted, and which of them each label is.
 
@@ -27,23 +23,23 @@ def encoded(y: Any, n: int) -> tuple[np.ndarray, Int[np.ndarray, " document"]]:
         If there is one class only, or as many as documents, or not one label a document.
     """
     if y is None:
-        raise InvalidInput("requires y to be passed, but the target y is None: give one label a document.")
+        raise DataError("requires y to be passed, but the target y is None: give one label a document.")
     y = column_or_1d(y, warn=True)
     if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise InvalidInput("Input y contains NaN or infinity: leave such documents out.")
+        raise DataError("Input y contains NaN or infinity: leave such documents out.")
     check_classification_targets(y)
     same_number(len(y), n)
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise InvalidInput(f"y has one class only ({classes[0]!r}): telling classes apart needs documents of two.")
+        raise DataError(f"y has one class only ({classes[0]!r}): telling classes apart needs documents of two.")
     if len(classes) >= n:
-        raise InvalidInput(f"y has {len(classes)} classes for {n} documents: some class needs more than one document.")
+        raise DataError(f"y has {len(classes)} classes for {n} documents: some class needs more than one document.")
     return classes, codes
 
 
 def same_number(labels: int, documents: int) -> None:
     if labels != documents:
-        raise InvalidInput(f"y has {labels} labels and X has {documents} documents: give one label a document.")
+        raise DataError(f"y has {labels} labels and X has {documents} documents: give one label a document.")
 
 
 def check_groups(groups: Any, n: int) -> Int[np.ndarray, " document"] | None:
@@ -52,7 +48,7 @@ def check_groups(groups: Any, n: int) -> Int[np.ndarray, " document"] | None:
         return None
     groups = np.asarray(groups)
     if groups.shape != (n,):
-        raise InvalidInput(f"groups must be one name a document, ({n},), not {groups.shape}.")
+        raise DataError(f"groups must be one name a document, ({n},), not {groups.shape}.")
     return np.unique(groups, return_inverse=True)[1]
 
 

@@ -22,19 +22,20 @@ from typing import Any, Literal, get_args, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from headlens._errors import StoreMismatch
-from headlens.probes.calibrate import Temperature
-from headlens.probes.labels import InvalidInput, check_groups, encoded, likeliest, probabilities, same_number
-from headlens.probes.objective import CHUNK, in_chunks
+from headlens._errors import DataError
+from headlens.probes.card import Kept, same_source
+from headlens.probes.evaluation.calibrate import Temperature
+from headlens.probes.labels import check_groups, encoded, likeliest, probabilities, same_number
 from headlens.probes.paths import PENALTIES, check_penalties, held_out_losses, least, logistic_path, ridge_path
-from headlens.probes.pooling import POOLINGS, Packing, pool_rows
-from headlens.probes.survey import check_finite
+from headlens.probes.training.objective import CHUNK, in_chunks
+from headlens.probes.training.pooling import POOLINGS, Packing, pool_rows
+from headlens.probes.training.survey import check_finite
 from headlens.store.rows import Rows, as_rows
 
 OnePooling = Literal["mean", "last", "max", "absmax"]
@@ -51,7 +52,7 @@ def pooled(rows: Rows, pooling: str) -> Float[np.ndarray, "document width"]:
 def pooled_blocks(rows: Rows, pooling: str) -> Iterator[Float[np.ndarray, "some width"]]:
     """Yield what `pooled` returns, block by block, in the order of the documents."""
     if pooling not in get_args(OnePooling):
-        raise InvalidInput(f"pooling must be one of {', '.join(get_args(OnePooling))}, not {pooling!r}.")
+        raise DataError(f"pooling must be one of {', '.join(get_args(OnePooling))}, not {pooling!r}.")
     lengths = np.asarray(rows.lengths)
     for some in in_chunks(np.arange(len(lengths)), lengths, max(1, CHUNK // max(1, rows.width))):
         block, at = rows.read(some).detach().cpu(), Packing(torch.as_tensor(lengths[some]))
@@ -64,7 +65,7 @@ def pooled_blocks(rows: Rows, pooling: str) -> Iterator[Float[np.ndarray, "some 
 # --- what all of them share -------------------------------------------------------------------------------
 
 
-class _Linear(BaseEstimator):
+class _Linear(Kept):
     """A linear map of one pooled row a document."""
 
     pooling: OnePooling
@@ -77,20 +78,20 @@ class _Linear(BaseEstimator):
         if rows is None:
             return _array(self, X, reset=False) @ self.coef_.T + self.intercept_
         if rows.width != self.n_features_in_:
-            raise InvalidInput(f"X has rows of {rows.width} numbers; this probe was fitted to {self.n_features_in_}.")
+            raise DataError(f"X has rows of {rows.width} numbers; this probe was fitted to {self.n_features_in_}.")
         same_source(self.source_, rows.source)
         blocks = [block @ self.coef_.T + self.intercept_ for block in pooled_blocks(rows, self.pooling)]
         return np.concatenate([np.empty((0, len(self.coef_))), *blocks])
 
     def _pooled_to_fit(self, X: Any, mask: Any, site: str | None) -> Float[np.ndarray, "document width"]:
         rows = _rows(X, mask, site)
-        self.source_ = None if rows is None or rows.source is None else dict(rows.source)
+        self._begin(None if rows is None else rows.source)
         if rows is None:
             return _array(self, X, reset=True)
         if (empty := np.flatnonzero(rows.lengths == 0)).size:
-            raise InvalidInput(f"Document {empty[0]} has no rows (all masked?): leave it out of `fit`.")
+            raise DataError(f"Document {empty[0]} has no rows (all masked?): leave it out of `fit`.")
         if not len(rows.lengths):
-            raise InvalidInput("X holds no documents: fitting needs some.")
+            raise DataError("X holds no documents: fitting needs some.")
         self.n_features_in_ = rows.width
         return pooled(rows, self.pooling)
 
@@ -116,7 +117,6 @@ class LinearClassifier(ClassifierMixin, _Linear):
         self.classes_, codes = encoded(y, len(X))
         groups = check_groups(groups, len(X))
         self.coef_, self.intercept_ = self._solve(X, codes, groups)
-        self.threshold_ = 0.0
         return self
 
     def decision_function(self, X: Any, *, mask: Any = None, site: str | None = None) -> np.ndarray:
@@ -125,15 +125,15 @@ class LinearClassifier(ClassifierMixin, _Linear):
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any, *, mask: Any = None, site: str | None = None) -> np.ndarray:
-        """Return the likeliest class of each document; of two, the second above `threshold_`, 0 until it is set."""
+        """Return the likeliest class of each document; of two, the second above `threshold_`."""
         scores = self.decision_function(X, mask=mask, site=site)
         return self.classes_[likeliest(scores - self.threshold_ if scores.ndim == 1 else scores)]
 
     def predict_proba(
         self, X: Any, *, mask: Any = None, site: str | None = None
     ) -> Float[np.ndarray, "document class"]:
-        """Return the probability of each class, columns as in `classes_`."""
-        return probabilities(self.decision_function(X, mask=mask, site=site))
+        """Return the probability of each class, columns as in `classes_`, calibrated if the probe is."""
+        return probabilities(self.calibrated(self.decision_function(X, mask=mask, site=site)))
 
 
 class DifferenceOfMeans(LinearClassifier):
@@ -196,7 +196,7 @@ class _RidgePath(_Linear):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return weights and biases at the best penalty, and what they predict of each document left out."""
         if len(X) < 2:
-            raise InvalidInput(f"Ridge needs at least 2 documents to leave one out, not n_samples = {len(X)}.")
+            raise DataError(f"Ridge needs at least 2 documents to leave one out, not n_samples = {len(X)}.")
         self.penalties_ = check_penalties(self.penalties)
         # The spread of the features belongs to the penalty: it stays that of all documents when some are left out.
         scaler = StandardScaler(with_std=self.standardize).fit(X)
@@ -245,19 +245,19 @@ class RidgeRegression(RegressorMixin, _RidgePath):
         """
         X = self._pooled_to_fit(X, mask, site)
         if y is None:
-            raise InvalidInput("requires y to be passed, but the target y is None: give one number a document.")
+            raise DataError("requires y to be passed, but the target y is None: give one number a document.")
         targets = np.asarray(check_array(y, ensure_2d=False, dtype="float64", input_name="y"))
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         same_number(len(targets), len(X))
-        self._one = targets.ndim == 1
+        self.flat_ = targets.ndim == 1
         self.coef_, self.intercept_, _ = self._choose(X, targets.reshape(len(X), -1), check_groups(groups, len(X)))
         return self
 
     def predict(self, X: Any, *, mask: Any = None, site: str | None = None) -> np.ndarray:
         """Return the number, or numbers, of each document."""
         scores = self._scores(X, mask, site)
-        return scores[:, 0] if self._one else scores
+        return scores[:, 0] if self.flat_ else scores
 
 
 class Logistic(LinearClassifier):
@@ -293,16 +293,6 @@ class Logistic(LinearClassifier):
 
 
 # --- small parts ------------------------------------------------------------------------------------------
-
-
-def same_source(fitted: Any, given: Any) -> None:
-    """Raise if activations come from another model, revision or site than those a probe was fitted to."""
-    for name in ("model", "revision", "site"):
-        old, new = ((source or {}).get(name) for source in (fitted, given))
-        if old is not None and new is not None and old != new:
-            raise StoreMismatch(
-                f"This probe was fitted to {name} {old}; X comes from {new}. Capture {old}, or fit again."
-            )
 
 
 def _against_first(coef: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from headlens.probes.labels import InvalidInput, probabilities
+from headlens._errors import DataError
+from headlens.probes.labels import probabilities
 
 PENALTIES = tuple(float(10.0**power) for power in range(-2, 7))
 
@@ -32,7 +33,7 @@ def check_penalties(penalties: Any) -> Float[np.ndarray, " penalty"]:
     """Return penalties, the strongest first."""
     found = np.atleast_1d(np.asarray(penalties, dtype=float))
     if found.ndim != 1 or not found.size or not (np.isfinite(found) & (found > 0)).all():
-        raise InvalidInput(f"penalties must be finite numbers above 0, not {penalties!r}.")
+        raise DataError(f"penalties must be finite numbers above 0, not {penalties!r}.")
     return np.sort(found)[::-1].copy()
 
 
@@ -84,7 +85,7 @@ def _members(groups: Int[np.ndarray, " document"]) -> list[Int[np.ndarray, "grou
     order = np.argsort(groups, kind="stable")
     each = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     if len(each) < 2:
-        raise InvalidInput("groups has one group only: leaving it out leaves nothing. Give at least two.")
+        raise DataError("groups has one group only: leaving it out leaves nothing. Give at least two.")
     return [np.stack([one for one in each if len(one) == size]) for size in sorted({*map(len, each)})]
 
 
@@ -136,7 +137,7 @@ def held_out_losses(
             total[i] -= np.log(np.maximum(chance[np.arange(len(test)), wanted], 1e-300)).sum()
         counted += len(test)
     if not counted:
-        raise InvalidInput(
+        raise DataError(
             "No fold leaves two classes to train on: every class needs documents in two groups, or give one penalty."
         )
     return total / counted
@@ -147,11 +148,11 @@ def split_folds(
 ) -> list[tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]]:
     """Return at most `folds` folds with groups kept whole and the classes' shares as alike as that allows."""
     if folds < 2:
-        raise InvalidInput(f"folds must be at least 2, not {folds}.")
+        raise DataError(f"folds must be at least 2, not {folds}.")
     groups = np.arange(len(codes)) if groups is None else groups
     most = min(folds, len(np.unique(groups)), int(np.bincount(codes).max()))
     if most < 2:
-        raise InvalidInput("Choosing among penalties needs two groups and a class of two documents; give one penalty.")
+        raise DataError("Choosing among penalties needs two groups and a class of two documents; give one penalty.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # such a class is counted where it can
         return list(StratifiedGroupKFold(most, shuffle=True, random_state=seed).split(codes, codes, groups))

@@ -29,11 +29,11 @@ from headlens._errors import DataError
 from headlens._result import Provenance, Result, versions
 from headlens.data.text import texts_hash
 from headlens.models import Model, load
-from headlens.probes.apply import chunks
 from headlens.probes.card import same_source
 from headlens.probes.linear import LinearClassifier
-from headlens.probes.pooling import POOLINGS, Seen
 from headlens.probes.targets import packed_labels
+from headlens.probes.training.apply import chunks
+from headlens.probes.training.pooling import POOLINGS, Seen
 from headlens.store.activations import ActivationStore
 from headlens.store.capture_to import capture_to
 from headlens.store.rows import Rows

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headlens._errors import DataError
-from headlens.probes.module import ProbeModule, Shape
+from headlens.probes.training.module import ProbeModule, Shape
 
 State = dict[str, Tensor]
 

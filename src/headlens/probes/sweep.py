@@ -35,14 +35,14 @@ from torch import Tensor
 from headlens._errors import DataError
 from headlens._result import Provenance, Result, versions
 from headlens._statistics import DRAWS, LEVEL, Resampling
-from headlens.probes.apply import chunks, read_logits
+from headlens.probes.evaluation.metrics import Measures, entropy_ratio
 from headlens.probes.labels import check_groups
-from headlens.probes.metrics import Measures, entropy_ratio
-from headlens.probes.module import ProbeModule
-from headlens.probes.objective import LOSSES
-from headlens.probes.pooling import POOLINGS
 from headlens.probes.targets import LOSS, Targets, deal, read_targets
-from headlens.probes.train import Optimizer, Spec, Trained, train
+from headlens.probes.training.apply import chunks, read_logits
+from headlens.probes.training.module import ProbeModule
+from headlens.probes.training.objective import LOSSES
+from headlens.probes.training.pooling import POOLINGS
+from headlens.probes.training.train import Optimizer, Spec, Trained, train
 from headlens.store.rows import Rows, as_rows
 
 PENALTIES = (0.0, 0.01, 0.1, 1.0, 10.0)

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from headlens.probes.labels import InvalidInput, encoded, same_number
+from headlens._errors import DataError
+from headlens.probes.labels import encoded, same_number
 
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 LOSS: dict[str, Literal["logistic", "softmax", "squared"]] = {
@@ -52,13 +53,13 @@ class Targets:
         if wanted is None:
             return np.ones(len(self.values))
         if self.classes is None:
-            raise InvalidInput(f"class_weight goes with classes; for a {self.task} task it must be None.")
+            raise DataError(f"class_weight goes with classes; for a {self.task} task it must be None.")
         shares = self.values if self.task == "multiclass" else np.concatenate([1 - self.values, self.values], 1)
         if isinstance(wanted, str) and wanted == "balanced":
             counts = (shares * self.known[:, None]).sum(0)
             return shares @ (counts.sum() / (len(counts) * np.maximum(counts, 1e-12)))
         if not isinstance(wanted, Mapping) or set(wanted) - set(self.classes.tolist()):
-            raise InvalidInput(f'class_weight must be None, "balanced", or a number for some of {list(self.classes)}.')
+            raise DataError(f'class_weight must be None, "balanced", or a number for some of {list(self.classes)}.')
         return shares @ np.array([float(wanted.get(name, 1.0)) for name in self.classes.tolist()])
 
 
@@ -74,16 +75,16 @@ def read_targets(y: Any, task: str, n: int, *, what: str = "documents") -> Targe
         If labels and units differ in number, labels do not fit the task, or there is one class only or one for each.
     """
     if task not in get_args(Task):
-        raise InvalidInput(f"task must be one of {', '.join(get_args(Task))}, not {task!r}.")
+        raise DataError(f"task must be one of {', '.join(get_args(Task))}, not {task!r}.")
     if y is None:
-        raise InvalidInput("requires y to be passed, but the target y is None: give a label for each document.")
+        raise DataError("requires y to be passed, but the target y is None: give a label for each document.")
     y = np.asarray(y)
     if y.ndim not in (1, 2):
-        raise InvalidInput(f"y must be (document,) or (document, output), not {y.shape}.")
+        raise DataError(f"y must be (document,) or (document, output), not {y.shape}.")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if what == "rows" and len(y) != n:
-        raise InvalidInput(f"y has {len(y)} labels and X has {n} rows: give one label a row, NaN where there is none.")
+        raise DataError(f"y has {len(y)} labels and X has {n} rows: give one label a row, NaN where there is none.")
     same_number(len(y), n)
     known = _known(y, rows=what == "rows")
     task = _looks_like(y[known]) if task == "auto" else task
@@ -92,11 +93,11 @@ def read_targets(y: Any, task: str, n: int, *, what: str = "documents") -> Targe
         return _of_classes(y, known, task)
     values = _numbers(y, known)
     if task != "regression" and not ((values >= 0) & (values <= 1)).all():
-        raise InvalidInput(f"y of a {task} task must be classes, or probabilities between 0 and 1.")
+        raise DataError(f"y of a {task} task must be classes, or probabilities between 0 and 1.")
     if task == "binary" and y.ndim == 2:
-        raise InvalidInput("y of a binary task must be one label a document; several labels are a multilabel task.")
+        raise DataError("y of a binary task must be one label a document; several labels are a multilabel task.")
     if task == "multiclass" and not np.allclose(values[known].sum(1), 1, atol=1e-4):
-        raise InvalidInput("y of a multiclass task must be classes, or rows of probabilities that sum to 1.")
+        raise DataError("y of a multiclass task must be classes, or rows of probabilities that sum to 1.")
     classes = {"binary": np.arange(2), "multiclass": np.arange(values.shape[1])}.get(task)
     return Targets(task, values, known.astype(np.int64), classes, y.ndim == 1)
 
@@ -104,7 +105,7 @@ def read_targets(y: Any, task: str, n: int, *, what: str = "documents") -> Targe
 def _of_classes(y: np.ndarray, known: np.ndarray, task: str) -> Targets:
     classes, codes = encoded(y[known], int(known.sum()))
     if task == "binary" and len(classes) > 2:
-        raise InvalidInput(f"y has {len(classes)} classes; a binary task has two.")
+        raise DataError(f"y has {len(classes)} classes; a binary task has two.")
     values = np.zeros((len(y), len(classes)))
     values[known, codes] = 1.0
     task = "binary" if len(classes) == 2 and task != "multiclass" else "multiclass"
@@ -115,9 +116,9 @@ def _known(y: np.ndarray, *, rows: bool) -> np.ndarray:
     missing = np.isnan(y) if y.dtype.kind == "f" else np.zeros(y.shape, bool)
     missing = np.asarray(missing.any(1) if y.ndim == 2 else missing)
     if missing.any() and not rows:
-        raise InvalidInput(f"y has no label for document {np.flatnonzero(missing)[0]} (NaN): leave it out.")
+        raise DataError(f"y has no label for document {np.flatnonzero(missing)[0]} (NaN): leave it out.")
     if missing.all() and len(y):
-        raise InvalidInput("y has no label at all: every one is NaN.")
+        raise DataError("y has no label at all: every one is NaN.")
     return ~missing
 
 
@@ -137,10 +138,10 @@ def _numbers(y: np.ndarray, known: np.ndarray) -> Float[np.ndarray, "unit output
     try:
         values = y.astype(float).reshape(len(y), -1)
     except (TypeError, ValueError):
-        raise InvalidInput("y must be numbers for this task; classes are a binary or a multiclass task.") from None
+        raise DataError("y must be numbers for this task; classes are a binary or a multiclass task.") from None
     values = np.where(known[:, None], values, 0.0)
     if not np.isfinite(values).all():
-        raise InvalidInput("y holds infinite numbers.")
+        raise DataError("y holds infinite numbers.")
     return values
 
 
@@ -149,7 +150,7 @@ def packed_labels(y: Any, lengths: Int[np.ndarray, " document"]) -> Any:
     if isinstance(y, Sequence) and not isinstance(y, str) and len(y) and np.ndim(y[0]) >= 1:
         for i, (own, length) in enumerate(zip(y, lengths, strict=False)):
             if len(own) != length:
-                raise InvalidInput(f"Document {i} has {length} rows and {len(own)} labels: give one label a row.")
+                raise DataError(f"Document {i} has {length} rows and {len(own)} labels: give one label a row.")
         same_number(len(y), len(lengths))
         return np.concatenate([np.asarray(own) for own in y])
     return y

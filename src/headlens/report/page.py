@@ -7,7 +7,7 @@ executes, and the views put it into the page as text only.
 
 A view is an ES module of its own under views/, so that other hosts can load the same file. Here
 the modules are inlined, each in a function scope of its own, because importing them would need
-URLs that the policy forbids. To add a view: write views/NAME.js, add NAME to VIEWS, and let
+URLs that the policy forbids. To add a view: write views/NAME.js, name it in `_views`, and let
 `payload.traits` return what it reads.
 """
 
@@ -26,15 +26,23 @@ from headlens._result import Result
 from headlens.report.payload import traits
 
 VIEWS = ("head_grid", "head", "attention", "provenance")
-"""Modules under views/, in the order in which they stand on the page."""
+"""Modules under views/, in the order in which they stand on a page of heads."""
 
+PROBE_VIEW = "probe"
+"""What a page of probes has instead of those of heads; a page of both has it after them."""
+
+_LEAD_OF_HEADS = """Every square below is one attention head: a row is a layer, a column a head, and the
+stronger the colour, the higher the score. Choose what to look for, then a head to see where it looks."""
+_LEAD_OF_PROBES = """A probe reads what a model holds in mind while it reads a text. Below is how far it can be trusted,
+and which tokens of a text make it say what it says."""
 _EXPORT = "export default { render };"
 
 
 def write_report(results: Sequence[Result] | Result, path: str | Path, *, title: str | None = None) -> Path:
     """Write one self-contained page that shows `results` (one, or several), and return its path.
 
-    `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model.
+    `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model; and
+    the Evaluation and ProbeReadings of probes, any number of each.
     The same results give the same bytes. Any existing file is replaced, and only once the page is complete.
 
     Raises
@@ -53,10 +61,11 @@ def write_report(results: Sequence[Result] | Result, path: str | Path, *, title:
 
 def _page(values: dict[str, Any], title: str | None) -> str:
     style = _source("style.css")
-    script = _script()
-    title = html.escape(_title(values["heads"]) if title is None else title)
+    views = _views(values)
+    script = _script(views)
+    title = html.escape(_title(values) if title is None else title)
     blocks = "\n".join(_data_block(name, value) for name, value in values.items())
-    sections = "\n".join(f'<section id="view-{name}"></section>' for name in VIEWS)
+    sections = "\n".join(f'<section id="view-{name}"></section>' for name in views)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -73,8 +82,7 @@ def _page(values: dict[str, Any], title: str | None) -> str:
 <p class="wordmark"><span class="lens"></span>headlens</p>
 <h1>{title}</h1>
 <p class="summary">{html.escape(_summary(values))}</p>
-<p class="lead">Every square below is one attention head: a row is a layer, a column a head, and the
-stronger the colour, the higher the score. Choose what to look for, then a head to see where it looks.</p>
+<p class="lead">{_LEAD_OF_HEADS if values["heads"] else _LEAD_OF_PROBES}</p>
 <noscript><p class="notice">The figures are drawn with JavaScript, which is switched off in this browser.</p></noscript>
 </header>
 <main>
@@ -85,6 +93,13 @@ stronger the colour, the higher the score. Choose what to look for, then a head 
 </body>
 </html>
 """
+
+
+def _views(values: dict[str, Any]) -> list[str]:
+    """The views that have something to show; where all came from stands last."""
+    *of_heads, last = VIEWS
+    of_probes = [PROBE_VIEW] if values["evaluations"] or values["readings"] else []
+    return [*(of_heads if values["heads"] else []), *of_probes, last]
 
 
 def _source(name: str) -> str:
@@ -110,9 +125,9 @@ def content_hash(source: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
-def _script() -> str:
-    views = ",\n".join(f'"{name}": {scoped(f"views/{name}.js", _source(f"views/{name}.js"))}' for name in VIEWS)
-    return f"const views = {{\n{views}\n}};\n{_source('host.js')}"
+def _script(views: list[str]) -> str:
+    scopes = ",\n".join(f'"{name}": {scoped(f"views/{name}.js", _source(f"views/{name}.js"))}' for name in views)
+    return f"const views = {{\n{scopes}\n}};\n{_source('host.js')}"
 
 
 def scoped(name: str, source: str) -> str:
@@ -156,25 +171,42 @@ def embedded_json(name: str, value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _title(heads: list[dict[str, Any]]) -> str:
-    names = [h["model"] for h in heads]
+def _title(values: dict[str, Any]) -> str:
+    names = [h["model"] for h in values["heads"]]
+    if not names:
+        names = list(dict.fromkeys(one["model"] for one in _of_probes(values) if one["model"]))
+        what = "Probes" if max(len(values["evaluations"]), len(values["readings"])) > 1 else "A probe"
+        return f"{what} of {_joined(names)}" if names else what
+    return f"Attention heads of {_joined(names)}"
+
+
+def _joined(names: list[str]) -> str:
     if len(names) > 3:
-        return f"Attention heads of {len(names)} models"
-    return "Attention heads of " + ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
+        return f"{len(names)} models"
+    return ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
+
+
+def _of_probes(values: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*values["evaluations"], *values["readings"]]
 
 
 def _summary(values: dict[str, Any]) -> str:
-    n = [n for n in values["scores"]["n"] if n is not None]
-    texts = sum(len(p["texts"]) for p in values["patterns"] if p)
-    parts = [
-        _count(len(values["heads"]), "model"),
-        _count(sum(h["layers"] * h["heads"] for h in values["heads"]), "head"),
-        _count(len(values["kinds"]), "kind"),
-    ]
-    if n:
-        parts.append(f"{_range(n)} sequences per score")
-    if texts:
-        parts.append(_count(texts, "example text"))
+    parts = []
+    if values["heads"]:
+        n = [n for n in values["scores"]["n"] if n is not None]
+        texts = sum(len(p["texts"]) for p in values["patterns"] if p)
+        parts = [
+            _count(len(values["heads"]), "model"),
+            _count(sum(h["layers"] * h["heads"] for h in values["heads"]), "head"),
+            _count(len(values["kinds"]), "kind"),
+            *([f"{_range(n)} sequences per score"] if n else []),
+            *([_count(texts, "example text")] if texts else []),
+        ]
+    for unit in ("documents", "tokens"):
+        if judged := [one["n"] for one in values["evaluations"] if one["unit"] == unit and one["n"] is not None]:
+            parts.append(f"judged on {_range(judged)} {unit}")
+    if read := sum(len(one["documents"]) for one in values["readings"]):
+        parts.append(f"{_count(read, 'text')} read token by token")
     return " · ".join(parts)
 
 

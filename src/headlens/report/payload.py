@@ -9,24 +9,21 @@
     circuits         per model of `heads`: whether there are any
     circuits_M       {tokens: [token, ...], rows: [layer][head] -> [[list, offset, source, target, value, place], ...]}
                      for model M; source and target are indices of tokens
+    evaluations, readings, reading_R_D          of probes: see probe_payload.py
     provenance       [{results: [name, ...], provenance: {...}}]
 
 Each pattern is packed alone: a page opens without inflating any of them, and inflates the one that is
 looked at. Numbers that are not finite become null, which JSON has a word for.
 """
 
-import base64
 import math
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
 
 from headlens._errors import ResultError
 from headlens._result import Result
@@ -36,6 +33,10 @@ from headlens.heads.kinds import KINDS
 from headlens.heads.labels import LEVELS
 from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
+from headlens.probes.evaluation.metrics import Evaluation
+from headlens.probes.readings import ProbeReadings
+from headlens.report.plain import pack, short_names, shown
+from headlens.report.probe_payload import probe_traits
 
 _DECIDED = ("q", "level")
 """Columns of an atlas that plain scores do not have."""
@@ -50,21 +51,28 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
         If there is nothing to show, a result is of a type that no view shows, two results answer
         the same question for the same head, or a result contradicts itself.
     """
-    scores, patterns, circuits = _sorted_by_type(results)
+    of_probes = [r for r in results if isinstance(r, Evaluation | ProbeReadings)]
+    scores, patterns, circuits = _sorted_by_type([r for r in results if not isinstance(r, Evaluation | ProbeReadings)])
     table = _score_columns(scores)
     heads = _heads(table, patterns, circuits)
-    if not heads:
+    if not heads and not of_probes:
+        if not results:
+            raise ResultError(
+                "A report needs at least one result: pass a HeadAtlas or HeadScores, AttentionPatterns and "
+                "HeadCircuits if you have them, or the Evaluation and ProbeReadings of a probe."
+            )
         raise ResultError("These results hold no head: pass HeadScores with at least one row.")
     models = [h["model"] for h in heads]
     kinds = _kinds(table)
     return {
-        "heads": [{**h, "model": name} for h, name in zip(heads, _short_names(models), strict=True)],
+        "heads": [{**h, "model": name} for h, name in zip(heads, short_names(models), strict=True)],
         "kinds": [_described(kind) for kind in kinds],
         "scores": _indexed(table, models, kinds),
         "patterns": _texts(patterns, models),
         **_packed(patterns, models),
         "circuits": [any(c.model == name for c in circuits) for name in models],
         **{f"circuits_{models.index(c.model)}": _by_head(c, heads[models.index(c.model)]) for c in circuits},
+        **probe_traits(of_probes),
         "provenance": _provenance(results),
     }
 
@@ -88,23 +96,13 @@ def _described(name: str) -> dict[str, str | float | None]:
     }
 
 
-def pack(entries: UInt8[np.ndarray, " entry"]) -> str:
-    """One pattern as text: base64 of its zlib-compressed bytes."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(entries).tobytes())).decode("ascii")
-
-
 def _sorted_by_type(
     results: Sequence[Result],
 ) -> tuple[list[HeadScores], list[AttentionPatterns], list[HeadCircuits]]:
-    if len(results) == 0:
-        raise ResultError(
-            "A report needs at least one result: pass a HeadAtlas or HeadScores, and AttentionPatterns and "
-            "HeadCircuits if you have them."
-        )
     for result in results:
         if not isinstance(result, HeadScores | AttentionPatterns | HeadCircuits):
             raise ResultError(
-                "A report shows HeadAtlas, HeadScores, AttentionPatterns and HeadCircuits, "
+                "A report shows HeadAtlas, HeadScores, AttentionPatterns, HeadCircuits, Evaluation and ProbeReadings, "
                 f"not {type(result).__name__}: leave it out."
             )
     scores = [r for r in results if isinstance(r, HeadScores)]
@@ -197,23 +195,6 @@ def _heads(
     return [{"model": name, "layers": layers, "heads": heads} for name, (layers, heads) in shapes.items()]
 
 
-def _short_names(models: list[str]) -> list[str]:
-    """Names for the page: of a path only its last part, because a page travels and a path does not.
-
-    Provenance keeps the whole path. Two paths that end alike are told apart by a number.
-    """
-    shown: list[str] = []
-    for name in models:
-        short = PureWindowsPath(name).name if _is_path(name) else name
-        number = sum(other == short or other.startswith(f"{short} (") for other in shown)
-        shown.append(f"{short} ({number + 1})" if number else short)
-    return shown
-
-
-def _is_path(name: str) -> bool:
-    return PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or name.startswith((".", "~"))
-
-
 def _kinds(table: dict[str, list]) -> list[str]:
     found = dict.fromkeys(table["kind"])
     return [k for k in KINDS if k in found] + [k for k in found if k not in KINDS]
@@ -228,10 +209,10 @@ def _indexed(table: dict[str, list], models: list[str], kinds: list[str]) -> dic
         "kind": [kind_index[name] for name in table["kind"]],
         "layer": table["layer"],
         "head": table["head"],
-        **{name: [_shown(x) for x in table[name]] for name in ("score", "low", "high", "null")},
+        **{name: [shown(x) for x in table[name]] for name in ("score", "low", "high", "null")},
         "n": table["n"],
-        "weighted": _unless_empty([_shown(x) for x in table["weighted"]]),
-        "q": _unless_empty([_shown(x) for x in table["q"]]),
+        "weighted": _unless_empty([shown(x) for x in table["weighted"]]),
+        "q": _unless_empty([shown(x) for x in table["q"]]),
         "level": _unless_empty([LEVELS.index(x) if x in LEVELS else None for x in table["level"]]),
         "detail": _unless_empty(table["detail"]),
     }
@@ -252,13 +233,6 @@ def _by_head(circuits: HeadCircuits, shape: dict[str, Any]) -> dict[str, Any]:
         value = None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
         rows[layer][head].append([name, offset, index[source], index[target], value, place])
     return {"tokens": tokens, "rows": rows}
-
-
-def _shown(number: float | None) -> float | None:
-    """Six digits are more than the page shows; a missing or infinite score is null."""
-    if number is None or not math.isfinite(number):
-        return None
-    return float(f"{number:.6g}")
 
 
 def _texts(patterns: list[AttentionPatterns], models: list[str]) -> list[dict[str, Any] | None]:
@@ -292,4 +266,8 @@ def _name(result: Result) -> str:
         return f"Attention patterns of {result.model}"
     if isinstance(result, HeadCircuits):
         return f"Circuits of {result.model}"
+    if isinstance(result, Evaluation):
+        return "Evaluation of a probe"
+    if isinstance(result, ProbeReadings):
+        return "Readings of a probe"
     return "Head scores"

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headlens.probes.module import Parameters, is_decayed
-from headlens.probes.objective import Bank, Objective
+from headlens.probes.training.module import Parameters, is_decayed
+from headlens.probes.training.objective import Bank, Objective
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 WARM_UP = 0.05

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
-from headlens.probes.objective import CHUNK, in_chunks
-from headlens.probes.pooling import POOLINGS, Packing, pool_rows
+from headlens.probes.training.objective import CHUNK, in_chunks
+from headlens.probes.training.pooling import POOLINGS, Packing, pool_rows
 from headlens.store.rows import ArrayRows, Rows
 
 KEPT = 2**28

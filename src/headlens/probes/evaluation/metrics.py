@@ -28,8 +28,17 @@ from sklearn.utils.validation import column_or_1d
 from headlens._errors import DataError
 from headlens._result import Provenance, Result, versions
 from headlens._statistics import DRAWS, LEVEL, Resampling
+from headlens.probes.evaluation.roc import (
+    Ranking,
+    allowed,
+    as_scores,
+    auroc,
+    average_precision,
+    coded,
+    ratio,
+    tpr_within,
+)
 from headlens.probes.labels import likeliest, probabilities
-from headlens.probes.roc import Ranking, allowed, as_scores, auroc, average_precision, coded, ratio, tpr_within
 
 TARGETS = (0.001, 0.01, 0.05)
 N_BINS = 15

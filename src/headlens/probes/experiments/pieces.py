@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from headlens._errors import ConfigError, ResultError, StoreError
 from headlens.data.labelled import Labelled, read_labelled
 from headlens.models import Model, load
-from headlens.probes.experiment import Experiment, ModelTable, SweepTable
+from headlens.probes.experiments.experiment import Experiment, ModelTable, SweepTable
+from headlens.probes.experiments.text_sweep import sweep_texts
 from headlens.probes.sweep import Sweep, sweep
-from headlens.probes.text_sweep import sweep_texts
 from headlens.store import ActivationStore, capture_to
+from headlens.tracing.sites import parse_site
 
 Tell = Callable[[str, int, int], None]
 STORES, RESULTS, TEXTS = "stores", "results", "texts"
@@ -161,11 +162,9 @@ class _Work:
     def _at_sites(self, sets: Mapping[str, _Set], model: str, source: str, data: Labelled) -> Iterator[Piece]:
         """Do every site of one model on one data set."""
         folder = self.out / STORES / model / source
-        sites = _sites_there(folder)
-        missing = not sites or any(
-            not (self.out / Piece(set_, source, model, site).folder).exists() for set_ in sets for site in sites
-        )
-        store = self._store(folder, model, source, data) if missing else None
+        sites = _sites_there(folder) or self._sites(model)
+        pieces = [self.out / Piece(set_, source, model, site).folder for set_ in sets for site in sites]
+        store = None if all(piece.exists() for piece in pieces) else self._store(folder, model, source, data)
         sites = sites if store is None else store.sites
         done = 0
         for set_, one in sets.items():
@@ -219,10 +218,14 @@ class _Work:
             self.progress(f"capture {name} on {source}", done, len(data))
 
         return capture_to(
-            folder, model, list(data.texts), _expanded(table, model), dtype=table.store_dtype,
+            folder, model, list(data.texts), self._sites(name), dtype=table.store_dtype,
             max_tokens=table.max_tokens, template_tokens=table.template_tokens, batch_tokens=table.batch_tokens,
             shard_bytes=table.shard_mb << 20, resume=(folder / "manifest.json").exists(), progress=tell, note=self.note,
         )  # fmt: skip
+
+    def _sites(self, name: str) -> tuple[str, ...]:
+        table, model = self.experiment.models[name], self._loaded(name)
+        return tuple(str(site) for text in _expanded(table, model) for site in parse_site(model, text))
 
     def _loaded(self, name: str) -> Model:
         if self._model is None or self._model[0] != name:

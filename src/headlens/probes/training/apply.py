@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
-from headlens.probes.module import ProbeModule, logits, side_by_side
-from headlens.probes.objective import CHUNK, in_chunks
-from headlens.probes.pooling import Packing, pool_rows
-from headlens.probes.survey import check_finite
+from headlens.probes.training.module import ProbeModule, logits, side_by_side
+from headlens.probes.training.objective import CHUNK, in_chunks
+from headlens.probes.training.pooling import Packing, pool_rows
+from headlens.probes.training.survey import check_finite
 from headlens.store.rows import Rows
 
 

@@ -18,7 +18,7 @@ Axes: probe; document; unit = what has a target: a document, or a row where the 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headlens._errors import DataError
-from headlens.probes.adamw import Outcome, Tell, adamw
-from headlens.probes.lbfgs import lbfgs
-from headlens.probes.module import ProbeModule, Shape, meets_rows, start
-from headlens.probes.objective import LOSSES, Bank, Objective
-from headlens.probes.survey import survey
+from headlens.probes.training.adamw import Outcome, Tell, adamw
+from headlens.probes.training.lbfgs import lbfgs
+from headlens.probes.training.module import ProbeModule, Shape, meets_rows, start
+from headlens.probes.training.objective import LOSSES, Bank, Objective
+from headlens.probes.training.survey import survey
 from headlens.store.rows import Rows
 
 Optimizer = Literal["adamw", "lbfgs"]
@@ -117,6 +117,7 @@ def train(
         If shapes disagree, a probe has no document to train on or one without rows, an activation or a target is no
         number, or validation is given to L-BFGS, which does not stop early.
     """
+    _check_options(specs, optimizer, {"steps": steps, "batch": batch, "patience": patience})
     weights = _weights(rows, specs, weights, "weights")
     held_out = _weights(rows, specs, torch.zeros_like(weights) if validation is None else validation, "validation")
     if optimizer == "lbfgs" and held_out.any():
@@ -163,10 +164,22 @@ def train(
 # --- what was asked for ---
 
 
-def _weights(rows: Rows, specs: Sequence[Spec], weights: Tensor | None, name: str) -> Float[Tensor, "probe document"]:
-    n_documents = len(rows.lengths)
+def _check_options(specs: Sequence[Spec], optimizer: str, counts: dict[str, int]) -> None:
     if not specs:
         raise DataError("There is no probe to train: specs is empty.")
+    if optimizer not in get_args(Optimizer):
+        raise DataError(f"optimizer must be one of {', '.join(get_args(Optimizer))}, not {optimizer!r}.")
+    for name, value in counts.items():
+        if value < 1:
+            raise DataError(f"{name} must be at least 1, not {value}.")
+    for spec in specs:
+        for name in ("penalty", "learning_rate"):
+            if not getattr(spec, name) >= 0:
+                raise DataError(f"{name} must be at least 0, not {getattr(spec, name)}.")
+
+
+def _weights(rows: Rows, specs: Sequence[Spec], weights: Tensor | None, name: str) -> Float[Tensor, "probe document"]:
+    n_documents = len(rows.lengths)
     if weights is None:
         return torch.ones(len(specs), n_documents)
     if tuple(weights.shape) != (len(specs), n_documents):

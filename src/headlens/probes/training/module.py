@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headlens._errors import DataError
-from headlens.probes.pooling import POOLINGS, Keys, Packing, Pooling, Seen, pool_rows
+from headlens.probes.training.pooling import POOLINGS, Keys, Packing, Pooling, Seen, pool_rows
 
 LONE_SLOPE = 0.1
 """Where the slope of a single head starts: it sees some ten tokens at the end, so that it can find the last one."""

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headlens.probes.adamw import Outcome, Tell
-from headlens.probes.module import is_decayed
-from headlens.probes.objective import Bank, Objective
+from headlens.probes.training.adamw import Outcome, Tell
+from headlens.probes.training.module import is_decayed
+from headlens.probes.training.objective import Bank, Objective
 
 HISTORY = 10
 DECREASE, CURVATURE = 1e-4, 0.9

@@ -18,7 +18,7 @@ import pyarrow as pa
 from headlens._errors import DataError
 from headlens._result import Provenance, versions
 from headlens.data.labelled import Labelled
-from headlens.probes.baselines import BagOfWords, Majority
+from headlens.probes.evaluation.baselines import BagOfWords, Majority
 from headlens.probes.labels import check_groups
 from headlens.probes.sweep import SCHEMA, Config, Sweep, _check_classes, _folds, _given
 from headlens.probes.targets import read_targets
@@ -66,8 +66,8 @@ def sweep_texts(data: Labelled, *, folds: int | None = 5, split: Any = None, see
                 }
             )
     said = {
-        "configs": [list(Config("", name, 1, "")) for name in RIVALS], "classes": targets.classes.tolist(), "seeds": [0],
-        "rounds": len(rounds), "given_split": split is not None, "grouped": units is not None,
+        "configs": [list(Config("", name, 1, "")) for name in RIVALS], "classes": targets.classes.tolist(),
+        "seeds": [0], "rounds": len(rounds), "given_split": split is not None, "grouped": units is not None,
     }  # fmt: skip
     provenance = Provenance(data={"sweep": said, "documents": data.described}, seed=seed, versions=versions())
     codes = targets.values.argmax(1) if targets.task == "multiclass" else targets.values[:, 0].astype(np.int64)

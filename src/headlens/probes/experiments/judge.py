@@ -23,11 +23,12 @@ from jaxtyping import Float, Int
 from headlens._errors import DataError
 from headlens._result import Provenance, versions
 from headlens.data.labelled import Labelled
-from headlens.probes.baselines import BagOfWords, Majority, RandomDirection
-from headlens.probes.calibrate import Platt
+from headlens.probes.evaluation.baselines import BagOfWords, Majority, RandomDirection
+from headlens.probes.evaluation.calibrate import Platt
+from headlens.probes.evaluation.metrics import Evaluation, evaluate
+from headlens.probes.evaluation.roc import coded, threshold_at_fpr
 from headlens.probes.labels import check_groups
-from headlens.probes.metrics import Evaluation, evaluate
-from headlens.probes.roc import coded, threshold_at_fpr
+from headlens.probes.readings import described
 from headlens.probes.targets import deal
 from headlens.store.rows import Chosen, Rows
 
@@ -135,7 +136,8 @@ def judge(
     scores = probe.calibrated(probe.decision_function(rows))
     threshold = float(probe.calibrated(np.array([probe.threshold_]))[0]) if scores.ndim == 1 else 0.0
     source = None if rows.source is None else dict(rows.source)
-    provenance = Provenance(data={"rows": source, "documents": data.described, **(said or {})}, versions=versions())
+    told = {"probe": described(probe), "rows": source, "documents": data.described, **(said or {})}
+    provenance = Provenance(data=told, versions=versions())
     return evaluate(
         data.labels, scores, classes=probe.classes_, lengths=rows.lengths, groups=data.groups, threshold=threshold,
         seed=seed, provenance=provenance,

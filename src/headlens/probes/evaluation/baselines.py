@@ -29,8 +29,9 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
+from headlens._errors import DataError
 from headlens._statistics import bootstrap_mean
-from headlens.probes.labels import InvalidInput, check_groups, encoded, likeliest, probabilities
+from headlens.probes.labels import check_groups, encoded, likeliest, probabilities
 from headlens.probes.linear import LinearClassifier, OnePooling
 from headlens.probes.paths import PENALTIES, check_penalties, held_out_losses, least, logistic_path
 
@@ -181,7 +182,7 @@ def control_labels(words: Any, y: Any, *, seed: int) -> np.ndarray:
     drawn = {word: classes[np.searchsorted(ends, _uniform(word, seed), side="right")] for word in set(words)}
     labels = np.array([drawn[word] for word in words], dtype=classes.dtype)
     if len(np.unique(labels)) < 2:
-        raise InvalidInput(f"{len(drawn)} words drew one label all: take other words, or another seed.")
+        raise DataError(f"{len(drawn)} words drew one label all: take other words, or another seed.")
     return labels
 
 
@@ -221,11 +222,11 @@ def selectivity(y: Any, predicted: Any, control_y: Any, control_predicted: Any, 
     """
     all_four = [np.asarray(one) for one in (y, predicted, control_y, control_predicted)]
     if len({one.shape for one in all_four}) != 1 or all_four[0].ndim != 1 or not len(all_four[0]):
-        raise InvalidInput(f"Labels and predictions must be one a document, not {[one.shape for one in all_four]}.")
+        raise DataError(f"Labels and predictions must be one a document, not {[one.shape for one in all_four]}.")
     right = (all_four[0] == all_four[1]).astype(float)
     control = (all_four[2] == all_four[3]).astype(float)
-    value, low, high = bootstrap_mean(right - control, seed=seed)
-    return Selectivity(float(right.mean()), float(control.mean()), float(value), float(low), float(high))
+    value, low, high = bootstrap_mean((right - control)[:, None], seed=seed)
+    return Selectivity(float(right.mean()), float(control.mean()), float(value[0]), float(low[0]), float(high[0]))
 
 
 def _count(X: Any) -> int:
@@ -235,7 +236,7 @@ def _count(X: Any) -> int:
 
 def _texts(texts: Any) -> np.ndarray:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput("A bag of words reads texts: give a list of strings, one a document.")
+        raise DataError("A bag of words reads texts: give a list of strings, one a document.")
     return np.array(list(texts), dtype=object)
 
 
@@ -243,4 +244,4 @@ def _counted(vectorizer: TfidfVectorizer, texts: np.ndarray) -> Any:
     try:
         return vectorizer.fit_transform(texts)
     except ValueError as error:
-        raise InvalidInput("No text to learn from has a word in it: a bag of words needs some.") from error
+        raise DataError("No text to learn from has a word in it: a bag of words needs some.") from error

@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from headlens.probes.module import Parameters, Shape, logits, meets_rows
-from headlens.probes.pooling import Packing
+from headlens.probes.training.module import Parameters, Shape, logits, meets_rows
+from headlens.probes.training.pooling import Packing
 from headlens.store.rows import Rows
 
 CHUNK = 2**22
