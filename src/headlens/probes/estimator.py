@@ -23,7 +23,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import ClassifierTags, RegressorTags
 from sklearn.utils.validation import check_is_fitted
 
-from headlens._errors import DataError
+from headlens._errors import DataError, ResultError
 from headlens.probes.card import Kept, same_source
 from headlens.probes.labels import check_groups, likeliest, probabilities
 from headlens.probes.stream import Stream
@@ -371,7 +371,11 @@ class Probe(Kept):
         shape = Shape(**(said | {"before": tuple(said["before"]), "after": tuple(said["after"])}))
         own = {name: value for name, value in arrays.items() if not name.startswith("module.")}
         super()._restore({**card, "learned": learned}, own)
-        weights = {name: torch.from_numpy(arrays[f"module.{name}"]) for name in shifts(shape) | start(shape, 0)}
+        weights = {}
+        for name, first in (shifts(shape) | start(shape, 0)).items():
+            weights[name] = torch.from_numpy(arrays[f"module.{name}"])
+            if weights[name].shape != first.shape:
+                raise ResultError(f"{name} is {tuple(weights[name].shape)} and must be {tuple(first.shape)}.")
         self.module_ = ProbeModule(shape, weights)
 
 
