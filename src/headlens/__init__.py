@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from headlens import data, heads, models, probes, report, store, tracing, zoo
+    from headlens import data, dictionaries, fra, heads, models, probes, report, store, tracing, zoo
     from headlens.models import Head, Model, load
     from headlens.report import write_report
     from headlens.store import ActivationStore, capture_to
@@ -32,7 +32,7 @@ _HOME = {
     "verify": "tracing",
     "write_report": "report",
 }
-_FOLDERS = ("data", "heads", "models", "probes", "report", "store", "tracing", "zoo")
+_FOLDERS = ("data", "dictionaries", "fra", "heads", "models", "probes", "report", "store", "tracing", "zoo")
 
 __all__ = [
     "ActivationStore",
@@ -46,7 +46,9 @@ __all__ = [
     "capture_to",
     "cut",
     "data",
+    "dictionaries",
     "edit",
+    "fra",
     "heads",
     "load",
     "models",

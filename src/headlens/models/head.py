@@ -17,6 +17,7 @@ Source: Elhage et al. 2021; rotary Su et al. 2021; soft-cap Gemma 2; sinks GPT-O
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,10 +45,16 @@ class QKNorm:
         if self.over == "head":
             return self.norm(projected)
         if self.norm.scale is not None:  # frozen: one number a position, so this head's part is enough
-            assert self.norm.weight is not None
-            own = replace(self.norm, weight=self.norm.weight[self.part])
-            return own(projected)
+            return self.own(projected)
         return self.norm(self._all_heads(y))[..., self.part]
+
+    @property
+    def own(self) -> Norm:
+        """The norm with this head's gains only; what it does once it is frozen."""
+        if self.over == "head":
+            return self.norm
+        assert self.norm.weight is not None
+        return replace(self.norm, weight=self.norm.weight[self.part])
 
     def freeze(self, projected: Tensor, y: Tensor) -> "QKNorm":
         return replace(self, norm=self.norm.freeze(projected if self.over == "head" else self._all_heads(y)))
@@ -123,9 +130,7 @@ class Head:
         self, n_tokens: int, keys: Bool[Tensor, "*any token"] | None = None
     ) -> Bool[Tensor, "*any token token"]:
         """Return which keys (columns) each query sees: causal, within the window, and not padding."""
-        index = torch.arange(n_tokens, device=self.W_Q.device)
-        distance = index[:, None] - index[None, :]
-        seen = (distance >= 0) & (distance < (n_tokens if self.window is None else self.window))
+        seen = visible(n_tokens, self.window, device=self.W_Q.device)
         return seen if keys is None else seen & keys[..., None, :]
 
     def pattern(
@@ -183,6 +188,13 @@ class Head:
         vector = _affine(y, W, b)
         vector = vector if qk_norm is None else qk_norm(vector, y)
         return vector if position is None or self.rotary is None else self.rotary(vector, position)
+
+
+def visible(n_tokens: int, window: int | None = None, *, device: Any = None) -> Bool[Tensor, "query key"]:
+    """Return which keys each query sees: those up to itself, or of these the last `window`."""
+    index = torch.arange(n_tokens, device=device)
+    distance = index[:, None] - index[None, :]
+    return (distance >= 0) & (distance < (n_tokens if window is None else window))
 
 
 def _affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ class Norm:
         if self.kind == "layer" and self.scale is None:
             # torch's fused kernel, so that half precision agrees with the model bit for bit
             return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        scale = self._inverse(x) if self.scale is None else self.scale
+        scale = self.inverse(x) if self.scale is None else self.scale
         if self.kind == "layer":
             y = (x - x.mean(-1, keepdim=True)) * scale
             y = y if self.weight is None else y * self.weight
@@ -48,9 +48,10 @@ class Norm:
 
     def freeze(self, x: Tensor) -> "Norm":
         """Return this norm with its denominator fixed to what it is at `x`; it is then affine."""
-        return Norm(self.kind, self.weight, self.bias, self.eps, self._inverse(x))
+        return Norm(self.kind, self.weight, self.bias, self.eps, self.inverse(x))
 
-    def _inverse(self, x: Tensor) -> Tensor:
+    def inverse(self, x: Tensor) -> Tensor:
+        """Return 1 / the denominator at each row: (..., 1)."""
         if self.kind == "layer":
             return torch.rsqrt(x.var(-1, correction=0, keepdim=True) + self.eps)
         return torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)

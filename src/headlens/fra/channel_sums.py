@@ -1,0 +1,225 @@
+"""Sums of all channels over all pairs of positions, without going through the pairs.
+
+FA is bilinear in the parts of queries and keys, so that the sum over keys comes first: as a running sum over positions
+(total), or weighed by attention (attended),
+
+    sum_q sum_k <u_qi, v_kj>  =  sum_q <u_qi, V_qj>,        V_qj = sum_(k seen by q) v_kj    or    sum_k A[q, k] v_kj
+
+and what is left is a product of a sparse matrix, for each query has few sources, and a dense one.
+
+Heads that neither rotate nor norm their queries have u_qi = f_qi a_i and v_kj = f_kj b_j for features. Sums of
+activations then serve all heads, and only the sources that are no features are summed as vectors:
+
+    sum over features = ( sum_q f_qi F_qj ) <a_i, b_j>,     F_qj = sum_k f_kj or sum_k A[q, k] f_kj
+
+Memory of one text: 2 x token x d_head x source numbers where heads rotate, else 2 x token x source.
+
+Axes: token = query = key; i, j = sources; z = total, attended; s = sources that are no features.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from headlens.dictionaries.dictionary import Active, Split
+from headlens.fra.pairs import all_pairs
+from headlens.fra.sides import OTHERS, Side, directions, sides
+from headlens.models import Head
+from headlens.models.head import visible
+from headlens.models.norm import Norm
+
+
+class Text(NamedTuple):
+    """What one text gave."""
+
+    ids: Int[Tensor, " token"]
+    x: Float[Tensor, "token d_model"]
+    """The stream that the block reads."""
+    parts: Split
+    pattern: Float[Tensor, "head query key"]
+    """Of all heads of the layer."""
+
+
+class ChannelSums:
+    """Sums so far, of some heads of one layer."""
+
+    def __init__(
+        self, of: Sequence[Head], heads: Sequence[int], vectors: Float[Tensor, "feature d_model"], skip: Sequence[int],
+        *, normalized: bool = False, extremes: bool = False,
+    ) -> None:  # fmt: skip
+        self.of, self.heads, self.normalized = of, heads, normalized
+        self.skip = torch.as_tensor(sorted({int(i) for i in skip}), dtype=torch.int64, device=vectors.device)
+        self.n_features, n = len(vectors), len(vectors) + len(OTHERS)
+        wide = {"dtype": torch.float64, "device": vectors.device}
+        self.sums = torch.zeros(len(of), 2, n, n, **wide)
+        """Total and attended; of heads with `fixed` directions, features without the products of directions."""
+        self.count, self.weight, self.far = (torch.zeros(n, n, **wide) for _ in range(3))
+        self.extremes = torch.zeros(len(of), 3, n, n, **wide) if extremes else None
+        """Sum of absolute values, highest value (at least 0), lowest (at most 0)."""
+        self.score_sum = torch.zeros(len(of), **wide)
+        self.n_texts = self.n_tokens = self.n_pairs = self.n_queries = 0
+        self.fixed = [
+            None if head.rotary is not None or head.query_qk_norm is not None
+            else directions(head, vectors, normalized=normalized) for head in of
+        ]  # fmt: skip
+
+    def add(self, text: Text) -> None:
+        """Count one text."""
+        counted = ~torch.isin(text.ids, self.skip)
+        seen = visible(len(text.ids), self.of[0].window, device=counted.device) & counted[:, None] & counted
+        self.n_texts, self.n_tokens = self.n_texts + 1, self.n_tokens + len(text.ids)
+        self.n_pairs, self.n_queries = self.n_pairs + int(seen.sum()), self.n_queries + int(counted.sum())
+        self._add_occurrences(text, seen)
+        for h, head in enumerate(self.of):
+            looks = torch.stack([seen.to(text.x.dtype), text.pattern[self.heads[h]] * seen])
+            fixed = self.fixed[h]
+            if fixed is not None:
+                self._add_fixed(h, fixed, text, looks)
+            if fixed is None or self.extremes is not None:
+                query, key = sides(head, text.x, text.parts, normalized=self.normalized)
+                if fixed is None:
+                    self.sums[h] += _of_sides(query, key, looks, len(self.count))
+                if self.extremes is not None:
+                    _add_extremes(self.extremes[h], query, key, seen, head.window)
+            at = torch.arange(len(text.ids), device=seen.device)
+            whole = head.scale * (head.query(text.x, at) @ head.key(text.x, at).T)
+            self.score_sum[h] += whole.double()[seen].sum()
+
+    def finished(self) -> tuple[Float[Tensor, "head i j"], Float[Tensor, "head i j"]]:
+        """Return totals and attended sums."""
+        sums, f = self.sums.clone(), self.n_features
+        for h, fixed in enumerate(self.fixed):
+            if fixed is not None:
+                sums[h, :, :f, :f] *= fixed[0].double() @ fixed[1].double().T
+        return sums[:, 0], sums[:, 1]
+
+    @property
+    def absolute(self) -> Float[Tensor, "head i j"] | None:
+        """The sum of absolute values; None where it was not asked for."""
+        return None if self.extremes is None else self.extremes[:, 0]
+
+    @property
+    def largest(self) -> Float[Tensor, "head i j"] | None:
+        """The value of each channel that is largest in size, anywhere; None where it was not asked for."""
+        if self.extremes is None:
+            return None
+        high, low = self.extremes[:, 1], self.extremes[:, 2]
+        return torch.where(high >= -low, high, low)
+
+    def distance(self) -> Float[Tensor, "i j"]:
+        """Return the mean distance of query and key, weighed by activations; NaN where a channel never occurs."""
+        return torch.where(self.count > 0, self.far / self.weight, torch.nan)
+
+    # --- one text ---
+
+    def _add_occurrences(self, text: Text, seen: Bool[Tensor, "query key"]) -> None:
+        """Count pairs at which both are active, and how far apart they are; other sources are active everywhere."""
+        features = text.parts.active.dense().abs().to(text.x.dtype)
+        head = self.of[0]
+        norms = (None, None) if self.normalized else (head.query_norm, head.key_norm)
+        query, key = (
+            torch.cat([features, features.new_tensor(there).expand(len(features), -1)], 1)
+            for there in (_there(norms[0], head.b_Q), _there(norms[1], head.b_K))
+        )
+        at = torch.arange(len(features), dtype=features.dtype, device=features.device)
+        looks = seen.to(features.dtype)
+        rows = _Rows.of_dense(query)
+        self.count += rows.ones().times(looks @ (key > 0).to(key.dtype))
+        self.weight += rows.times(looks @ key)
+        self.far += rows.times((looks * (at[:, None] - at)) @ key)
+
+    def _add_fixed(self, h: int, fixed: tuple[Tensor, Tensor], text: Text, looks: Float[Tensor, "z query key"]) -> None:
+        """Sum activations for pairs of features, and vectors for all others."""
+        f, (a, b), head, own = self.n_features, fixed, self.of[h], self.sums[h]
+        weights = Active(text.parts.active.offsets, text.parts.active.features, text.parts.weights, f).dense()
+        if head.query_norm is not None and not self.normalized:
+            weights = weights * head.query_norm.inverse(text.x)
+        run = looks @ weights
+        own[:, :f, :f] += _Rows.of_dense(weights).times(torch.cat([run[0], run[1]], 1)).view(f, 2, f).transpose(0, 1)
+
+        others = sides(head, text.x, _without_features(text.parts), normalized=self.normalized)
+        query, key = (_of_others(one, f) for one in others)
+        keys = torch.einsum("zqk,ksd->zqsd", looks, key)
+        own[:, f:, :f] += torch.einsum("qsj,zqj->zsj", query @ b.T, run)
+        own[:, :f, f:] += torch.einsum("qi,zqsi->zis", weights, keys @ a.T)
+        own[:, f:, f:] += torch.einsum("qsd,zqrd->zsr", query, keys)
+
+
+def _there(norm: Norm | None, bias: Tensor | None) -> list[float]:
+    """1 for each of OTHERS that a side has."""
+    return [1.0, 1.0, float(norm is not None and norm.bias is not None), float(bias is not None)]
+
+
+def _add_extremes(
+    found: Float[Tensor, "what i j"], query: Side, key: Side, seen: Bool[Tensor, "query key"], window: int | None
+) -> None:
+    """Go through all pairs of a text."""
+    absolute, high, low = found.flatten(1)
+    for span in all_pairs(query, key, window):
+        place = query.source[span.query, None] * found.shape[-1] + key.source[span.key]
+        counted = seen[query.position[span.query, None], key.position[span.key]]
+        place, values = place[counted], span.values[counted].double()
+        absolute.index_add_(0, place, values.abs())
+        high.scatter_reduce_(0, place, values, "amax")
+        low.scatter_reduce_(0, place, values, "amin")
+
+
+class _Rows(NamedTuple):
+    """A sparse matrix (source, row of a table), as `embedding_bag` takes it."""
+
+    row: Int[Tensor, " entry"]
+    offsets: Int[Tensor, " bound"]
+    weight: Float[Tensor, " entry"]
+
+    @classmethod
+    def of_dense(cls, values: Float[Tensor, "row source"]) -> "_Rows":
+        source, row = values.T.nonzero(as_tuple=True)
+        counts = torch.bincount(source, minlength=values.shape[1])
+        return cls(row, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), values[row, source])
+
+    @classmethod
+    def of_side(cls, side: Side, n_sources: int) -> "_Rows":
+        """Rows of the table are (token, d_head)."""
+        order = torch.argsort(side.source, stable=True)
+        d = side.vector.shape[1]
+        counts = torch.bincount(side.source, minlength=n_sources) * d
+        index = side.position[order][:, None] * d + torch.arange(d, device=order.device)
+        return cls(index.flatten(), torch.cat([counts.new_zeros(1), counts.cumsum(0)]), side.vector[order].flatten())
+
+    def ones(self) -> "_Rows":
+        return self._replace(weight=torch.ones_like(self.weight))
+
+    def times(self, table: Float[Tensor, "row width"]) -> Float[Tensor, "source width"]:
+        """Return the matrix times a table."""
+        if not len(self.row):
+            return table.new_zeros(len(self.offsets) - 1, table.shape[1])
+        return embedding_bag(
+            self.row, table, self.offsets, mode="sum", per_sample_weights=self.weight, include_last_offset=True
+        )
+
+
+def _of_sides(query: Side, key: Side, looks: Float[Tensor, "z query key"], n: int) -> Float[Tensor, "z i j"]:
+    """Sum over all pairs of two sides, as each of `looks` weighs them."""
+    n_tokens, d = key.n_tokens, key.vector.shape[1]
+    dense = key.vector.new_zeros(n_tokens, d, n)
+    dense[key.position[:, None], torch.arange(d, device=dense.device), key.source[:, None]] = key.vector
+    table = (looks @ dense.flatten(1)).view(2, n_tokens * d, n)
+    found = _Rows.of_side(query, n).times(torch.cat([table[0], table[1]], 1))
+    return found.view(n, 2, n).transpose(0, 1)
+
+
+def _without_features(parts: Split) -> Split:
+    active = parts.active
+    none = Active(torch.zeros_like(active.offsets), active.features[:0], active.values[:0], active.d_sae)
+    return Split(none, parts.weights[:0], parts.vectors, parts.bias, parts.error)
+
+
+def _of_others(side: Side, n_features: int) -> Float[Tensor, "token s d_head"]:
+    """Sources that are no features, those that the head does not have as 0."""
+    dense = side.vector.new_zeros(side.n_tokens, len(OTHERS), side.vector.shape[1])
+    dense[side.position, side.source - n_features] = side.vector
+    return dense

@@ -1,0 +1,172 @@
+"""What are a head's queries and keys made of? Every source of every position, projected once.
+
+The stream x_p that a head reads at position p is a sum of sources, and with its norms frozen at x_p the head maps
+each of them to a part of its query (and of its key):
+
+    x_p     = sum_i f_i d_i + b_dec + e_p            features i active at p, dictionary bias, reconstruction error
+    query_p = scale R_p [ r_p g * ( (n_p G c) W_Q + beta W_Q + b_Q ) ]       summed over the sources c of x_p
+
+with n_p the inverse denominator of the norm before the head, G its gain (and centring), beta its bias, r_p and g those
+of a norm on queries, R_p the rotation. beta and b_Q are sources too, so that
+
+    score[q, k] = sum_i sum_j <query part i of q, key part j of k>          the head's own score, before any soft-cap
+
+A `Side` is all parts of all queries, or keys, as rows sorted by position. Features have the numbers of the dictionary,
+other sources those that follow.
+
+Axes: token; row = one source at one position; feature. Unit: a product of a query and a key part is attention logits.
+Source: Anthropic 2025 (QK attributions), for other architectures as `Head` has them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headlens.dictionaries.dictionary import Split
+from headlens.models.head import Head, QKNorm
+from headlens.models.norm import Norm
+
+OTHERS = ("dictionary bias", "error", "norm bias", "projection bias")
+"""Sources that are no features; source n_features + i is OTHERS[i]."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The parts of a head's queries, or keys, over one text."""
+
+    offsets: Int[Tensor, " bound"]
+    """Rows of position p: offsets[p] to offsets[p + 1]."""
+    source: Int[Tensor, " row"]
+    """Number of the feature, or n_features + i for OTHERS[i]; ascending within a position."""
+    activation: Float[Tensor, " row"]
+    """The feature's; 1 for other sources."""
+    vector: Float[Tensor, "row d_head"]
+    """What the source adds to the query or key that meet in the score."""
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def position(self) -> Int[Tensor, " row"]:
+        """Position of each row."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def at(self, position: int) -> slice:
+        """The rows of a position."""
+        return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
+
+    def sums(self) -> Float[Tensor, "token d_head"]:
+        """Return the whole query or key of each position."""
+        whole = self.vector.new_zeros(self.n_tokens, self.vector.shape[1])
+        return whole.index_add_(0, self.position, self.vector)
+
+    def cpu(self) -> "Side":
+        """Return the side in ordinary memory."""
+        return Side(self.offsets.cpu(), self.source.cpu(), self.activation.cpu(), self.vector.cpu())
+
+    def only(self, rows: Tensor) -> "Side":
+        """Return the side with some rows, a mask or ascending numbers."""
+        kept = torch.zeros(len(self.source), dtype=torch.bool, device=self.source.device)
+        kept[rows] = True
+        counts = torch.zeros(self.n_tokens, dtype=torch.int64, device=kept.device).index_add_(
+            0, self.position, kept.long()
+        )
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Side(offsets, self.source[kept], self.activation[kept], self.vector[kept])
+
+
+def sides(
+    head: Head, x: Float[Tensor, "token d_model"], parts: Split, *, normalized: bool = False
+) -> tuple[Side, Side]:
+    """Return the parts of a head's queries, scale included, and of its keys, over one text.
+
+    Parameters
+    ----------
+    head
+        As the model has it; its norms are frozen here, at x. Rotation counts positions from 0.
+    x
+        The residual stream that the head's block reads.
+    parts
+        What x is made of; or, if `normalized`, what the norm before the head makes of x.
+    """
+    frozen = head.freeze_norms(x, x)
+    norms = (None, None) if normalized else (frozen.query_norm, frozen.key_norm)
+    query = _Map(norms[0], frozen.W_Q, frozen.b_Q, frozen.query_qk_norm, frozen, frozen.scale)
+    key = _Map(norms[1], frozen.W_K, frozen.b_K, frozen.key_qk_norm, frozen, 1.0)
+    return query.side(parts), key.side(parts)
+
+
+def directions(
+    head: Head, vectors: Float[Tensor, "feature d_model"], *, normalized: bool = False
+) -> tuple[Float[Tensor, "feature d_head"], Float[Tensor, "feature d_head"]]:
+    """Return what each vector is in queries, scale included, and in keys, where the norm's denominator is 1.
+
+    For heads that neither rotate nor norm their queries: a part is then its weight, over the denominator, times this.
+    """
+    norms = (None, None) if normalized else (head.query_norm, head.key_norm)
+    maps = (_Map(norms[0], head.W_Q, None, None, head, 1.0), _Map(norms[1], head.W_K, None, None, head, 1.0))
+    query, key = (one._through(vectors) for one in maps)
+    return query * head.scale, key
+
+
+@dataclass(frozen=True)
+class _Map:
+    """The frozen map from sources to parts of queries, or of keys."""
+
+    norm: Norm | None
+    W: Float[Tensor, "d_model d_head"]
+    b: Float[Tensor, " d_head"] | None
+    qk_norm: QKNorm | None
+    head: Head
+    scale: float
+
+    def side(self, parts: Split) -> Side:
+        """Map every source at every position."""
+        active, n_tokens, n_features = parts.active, len(parts.error), len(parts.vectors)
+        every = torch.arange(n_tokens, device=parts.error.device)
+        ones = parts.weights.new_ones(n_tokens)
+        used, which = active.features.unique(return_inverse=True)
+        features = parts.weights[:, None] * self._through(parts.vectors[used])[which]
+        rows = [(active.features, active.rows, active.values.to(ones.dtype), features)]
+        for i, own in enumerate((parts.bias, parts.error)):
+            rows.append((torch.full_like(every, n_features + i), every, ones, self._through(own)))
+        if self.norm is not None and self.norm.scale is not None:
+            rows = [(*row[:3], row[3] * self.norm.scale[row[1]]) for row in rows]
+        for i, constant in enumerate(self._constants(), 2):
+            if constant is not None:
+                rows.append((torch.full_like(every, n_features + i), every, ones, constant.expand(n_tokens, -1)))
+        return self._sorted(rows, n_tokens)
+
+    def _through(self, vectors: Float[Tensor, "some d_model"]) -> Float[Tensor, "some d_head"]:
+        """Map vectors by all that is the same at every position."""
+        if self.norm is not None:
+            vectors = replace(self.norm, bias=None, scale=vectors.new_ones(()))(vectors)
+        return vectors @ self.W
+
+    def _constants(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the norm's bias and the projection's add at every position."""
+        beta = None if self.norm is None else self.norm.bias
+        return (None if beta is None else beta @ self.W), self.b
+
+    def _sorted(self, rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], n_tokens: int) -> Side:
+        source, position, activation, vector = (torch.cat(part) for part in zip(*rows, strict=True))
+        order = torch.argsort(position, stable=True)
+        position, vector = position[order], vector[order]
+        vector = self._after(vector, position)
+        offsets = torch.searchsorted(position, torch.arange(n_tokens + 1, device=position.device))
+        return Side(offsets, source[order], activation[order], vector)
+
+    def _after(self, vector: Float[Tensor, "row d_head"], at: Int[Tensor, " row"]) -> Float[Tensor, "row d_head"]:
+        """Apply what stands between projection and score: the norm of queries or keys, rotation, scale."""
+        if self.qk_norm is not None:
+            own = self.qk_norm.own
+            assert own.scale is not None
+            vector = replace(own, scale=own.scale[at])(vector)
+        if self.head.rotary is not None:
+            vector = self.head.rotary(vector, at)
+        return vector if self.scale == 1.0 else vector * self.scale
