@@ -2,6 +2,7 @@
 
 from headlens.fra.attention import FeatureAttention, Pair
 from headlens.fra.channels import ChannelStats, channels
+from headlens.fra.cut import CutEffects, cut_effects
 from headlens.fra.pairs import all_pairs, sparse_pairs, top_pairs
 from headlens.fra.resolve import resolve
 from headlens.fra.sides import OTHERS, Side, sides
@@ -9,11 +10,13 @@ from headlens.fra.sides import OTHERS, Side, sides
 __all__ = [
     "OTHERS",
     "ChannelStats",
+    "CutEffects",
     "FeatureAttention",
     "Pair",
     "Side",
     "all_pairs",
     "channels",
+    "cut_effects",
     "resolve",
     "sides",
     "sparse_pairs",

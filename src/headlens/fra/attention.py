@@ -54,6 +54,8 @@ class FeatureAttention(Result):
     n_features: int
     """Of the dictionary; sources from there on are `OTHERS`."""
     tokens: tuple[str, ...]
+    """What each token is to a reader."""
+    ids: Int[np.ndarray, " token"]
     query: Side
     key: Side
     own: Float[Tensor, "query key"]
@@ -211,6 +213,7 @@ class FeatureAttention(Result):
     def _arrays(self) -> dict[str, np.ndarray]:
         sizes = np.array([self.layer, self.head, self.n_features, -1 if self.window is None else self.window])
         arrays = {"own": self.own.numpy(), "pattern": self.pattern.numpy(), "sizes": sizes}
+        arrays["ids"] = self.ids
         arrays["softcap"] = np.array([np.nan if self.softcap is None else self.softcap])
         for name, side in (("query", self.query), ("key", self.key)):
             arrays[f"{name}.offsets"], arrays[f"{name}.vector"] = side.offsets.numpy(), side.vector.numpy()
@@ -230,8 +233,8 @@ class FeatureAttention(Result):
         layer, head, n_features, window = arrays["sizes"].tolist()
         softcap = float(arrays["softcap"][0])
         return cls(
-            provenance, layer, head, n_features, tuple(names[p] for p in range(len(arrays["own"]))), found["query"],
-            found["key"], torch.from_numpy(arrays["own"]), torch.from_numpy(arrays["pattern"]),
+            provenance, layer, head, n_features, tuple(names[p] for p in range(len(arrays["own"]))), arrays["ids"],
+            found["query"], found["key"], torch.from_numpy(arrays["own"]), torch.from_numpy(arrays["pattern"]),
             None if window < 0 else window, None if np.isnan(softcap) else softcap,
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ def resolve(
     dictionary = fitted(dictionary, model, layer, head).to(device=model.device)
     ids, shown = _tokens(model, text)
     assert dictionary.site is not None
-    x, read, own, pattern = _seen(model, ids, layer, head, dictionary.site)
+    x, read, own, pattern = seen(model, ids, layer, head, dictionary.site)
     of = model.head(layer, head)
     parts = dictionary.split(read)
     query, key = sides(of, x.to(parts.error.dtype), parts, normalized=dictionary.site.endswith("hook_normalized"))
@@ -64,7 +64,7 @@ def resolve(
     data = {"text": said, "dictionary": {"site": dictionary.site, "digest": dictionary.digest}}
     found = FeatureAttention(
         Provenance((model.provenance(),), data, None, "", versions()), layer, head, dictionary.d_sae, shown,
-        query.cpu(), key.cpu(), own.cpu(), pattern.cpu(), of.window, of.softcap,
+        ids.numpy(), query.cpu(), key.cpu(), own.cpu(), pattern.cpu(), of.window, of.softcap,
     )  # fmt: skip
     _check(found, model)
     return found
@@ -87,7 +87,7 @@ def _tokens(model: Model, text: Any) -> tuple[Tensor, tuple[str, ...]]:
     return torch.as_tensor(ids.astype(np.int64)), tuple(map(str, named))
 
 
-def _seen(
+def seen(
     model: Model, ids: Tensor, layer: int, head: int, site: str
 ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"], Tensor, Tensor]:
     """Run the model once: the stream, what the dictionary reads, and the head's scores and attention."""
