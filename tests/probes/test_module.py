@@ -106,9 +106,12 @@ def test_in_company_as_alone(pooling):
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_attention_of_several_heads_starts_from_both_ends():
-    slopes = start(Shape(5, n_heads=5), 0)["slopes"]
-    assert slopes.tolist() == [-1, -0.5, 0, 0.5, 1]
+def test_half_the_heads_start_from_everything_and_half_from_both_ends():
+    def first(n_heads):
+        return start(Shape(5, n_heads=n_heads), 0)["slopes"].tolist()
+
+    assert first(2) == [0, 1] and first(3) == [0, 0, 1] and first(4) == [0, 0, -1, 1]
+    assert first(7) == [0, 0, 0, 0, -1, 0, 1]
     assert start(Shape(5, n_heads=1), 0)["slopes"].item() > 0
 
 

@@ -9,9 +9,10 @@
 Several probes of one shape stand beside each other: their first layers are one matrix, so that rows are read once for
 all of them, and the functions here have a probe axis. `ProbeModule` is the same with one probe.
 
-Heads find what they look for from equal attention, but for the slopes w: those of several heads start evenly from -1
-(the first token) to 1 (the last). From zero, as published, a head has to move its slope while other weights are still
-meaningless, and most never find "the last token".
+Heads find what they look for from equal attention, but for the slopes w. Of several heads half start at slope 0, from
+which what any token says can be learned, and the others evenly from -1 (the first token) to 1 (the last): from zero
+alone, as published, a head has to move its slope while other weights are still meaningless, and most never find "the
+last token"; from steep slopes alone heads never see the middle of a long text, and learn first and last words by heart.
 
 Axes: row, document as packed; unit = document, or row for the pooling "token"; probe; head; output.
 Source: EleutherAI 2025; McKenzie et al. 2025; Press et al. 2022 (slopes).
@@ -27,8 +28,11 @@ from torch import Tensor, nn
 from headlens._errors import DataError
 from headlens.probes.training.pooling import POOLINGS, Keys, Packing, Pooling, Seen, pool_rows
 
-LONE_SLOPE = 0.1
-"""Where the slope of a single head starts: it sees some ten tokens at the end, so that it can find the last one."""
+LONE_SLOPE = 0.02
+"""Where the slope of a single head starts: it sees some fifty tokens, and of these the last ones best."""
+
+FIRST_VALUE = 0.02
+"""How large values of keyed poolings start: small, or those of the wrong sign drive their head away from its token."""
 
 Parameters = dict[str, Tensor]
 
@@ -101,7 +105,8 @@ def start(shape: Shape, seed: int) -> Parameters:
         parameters["query"] = torch.zeros(shape.n_heads, shape.features)
         if shape.slopes:
             parameters["slopes"] = _first_slopes(shape)
-    parameters["value"] = uniform(shape.n_heads * shape.pooled, shape.features)
+    gain = FIRST_VALUE if shape.how.keyed else 1.0
+    parameters["value"] = uniform(shape.n_heads * shape.pooled, shape.features, gain)
     parameters["bias_0"] = torch.zeros(shape.pooled)
     for i, (inputs, outputs) in enumerate(zip(shape.after, (*shape.after[1:], shape.outputs), strict=False), 1):
         parameters[f"head_weight_{i}"] = uniform(outputs, inputs, gain=6**0.5 if i < len(shape.after) else 1.0)
@@ -112,7 +117,9 @@ def start(shape: Shape, seed: int) -> Parameters:
 def _first_slopes(shape: Shape) -> Float[Tensor, " head"]:
     if shape.n_heads == 1:
         return torch.full((1,), LONE_SLOPE * shape.how.first_slope)
-    return torch.linspace(-1, 1, shape.n_heads) * shape.how.first_slope
+    n_steep = shape.n_heads // 2
+    steep = torch.linspace(-1, 1, n_steep) if n_steep > 1 else torch.ones(1)
+    return torch.cat([torch.zeros(shape.n_heads - n_steep), steep * shape.how.first_slope])
 
 
 def is_decayed(name: str) -> bool:

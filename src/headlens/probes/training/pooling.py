@@ -136,7 +136,7 @@ class Pooling:
     """Temperature, window or alpha, where the formula has one."""
     setting_name: str = ""
     first_slope: float = 0.0
-    """Slopes of several heads start evenly from minus this to this."""
+    """How steep the slopes of heads may start."""
 
 
 def _every(seen: Seen) -> Weights:
