@@ -141,6 +141,32 @@ def test_numbers(columns):
         probe.predict_proba(DOCUMENTS)
 
 
+@pytest.mark.parametrize("options", [{}, {"before": (4,)}, {"after": (5,)}, {"pooling": "multimax", "n_heads": 2}])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_units_of_numbers_do_not_matter(columns, options):
+    documents = random_documents(np.random.default_rng(0).integers(2, 9, 80).tolist(), 4)
+    y = np.stack([x[:, :columns].mean(0).numpy() for x in documents])
+    scale, shift = np.array([300.0, 0.01])[:columns], np.array([5000.0, -2.0])[:columns]
+    pooling = options.get("pooling", "mean")
+    near, far = (
+        Probe(**{"pooling": pooling, "steps": 60, **options}).fit(documents, numbers)
+        for numbers in (y, y * scale + shift)
+    )
+    np.testing.assert_allclose(
+        far.predict(documents).reshape(80, -1),
+        near.predict(documents).reshape(80, -1) * scale + shift,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert far.loss_ == pytest.approx(near.loss_, rel=1e-4)
+    contributions = far.score_tokens(documents)
+    for own, said in zip(contributions, far.predict(documents).reshape(80, -1), strict=True):
+        if not options.get("after"):
+            np.testing.assert_allclose(
+                own.reshape(len(own), -1).sum(0) + far.module_.bias.detach().numpy(), said, rtol=1e-4, atol=1e-4
+            )
+
+
 def test_soft_labels():
     soft = 1 / (1 + np.exp(-3 * MEANS[:, 0]))
     probe = Probe("mean", task="binary", optimizer="lbfgs", n_heads=1, tolerance=1e-8).fit(DOCUMENTS, soft)

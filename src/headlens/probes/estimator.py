@@ -83,7 +83,7 @@ class Probe(Kept):
     penalty_, losses_
         The penalty used; with "cv" the loss on left-out documents at each of `penalties`.
     loss_, steps_, converged_
-        How training ended, as in `Trained`.
+        How training ended, as in `Trained`; of numbers the loss is of numbers of spread 1.
     """
 
     def __init__(
@@ -159,6 +159,9 @@ class Probe(Kept):
         groups = check_groups(groups, n)
         weights = _sample_weights(sample_weight, n)
 
+        numbers = targets if targets.task == "regression" else None
+        if numbers is not None:  # so that steps are as large as the numbers, whatever their unit
+            targets = numbers.standardised()
         if isinstance(self.penalty, str) and self.penalty != "cv":
             raise DataError(f'penalty must be a number of at least 0, or "cv", not {self.penalty!r}.')
         specs = [self._spec(0.0 if isinstance(self.penalty, str) else self.penalty)]
@@ -170,6 +173,8 @@ class Probe(Kept):
         trained = self._train(rows, targets, specs, [weights * ~judging], [weights * judging])[0]
 
         self.module_ = trained.module
+        if numbers is not None:
+            self.module_ = self.module_.told_in(*map(torch.from_numpy, numbers.spread()))
         self.loss_, self.steps_, self.converged_ = trained.loss, trained.steps, trained.converged
         self._begin(rows.source)
         self.penalty_, self.task_, self.n_features_in_ = specs[0].penalty, targets.task, rows.width

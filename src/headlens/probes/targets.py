@@ -10,7 +10,7 @@ Axes: unit = document, or row where every token has a label of its own; output.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -40,6 +40,17 @@ class Targets:
     """Of a binary or multi-class task, sorted."""
     flat: bool
     """Whether labels came without an output axis."""
+
+    def spread(self) -> tuple[Float[np.ndarray, " output"], Float[np.ndarray, " output"]]:
+        """Return the standard deviation, 1 where it is 0, and the mean of targets that are there."""
+        own = self.values[self.known > 0]
+        scale = own.std(0)
+        return np.where(scale > 0, scale, 1.0), own.mean(0)
+
+    def standardised(self) -> "Targets":
+        """Return targets of mean 0 and spread 1."""
+        scale, shift = self.spread()
+        return replace(self, values=(self.values - shift) / scale)
 
     @property
     def strata(self) -> Int[np.ndarray, " unit"]:

@@ -313,6 +313,17 @@ class ProbeModule(nn.Module):
         wanted = shifts(shape) | start(shape, 0)
         return ProbeModule(shape, {name: value for name, value in self.named_parameters() if name in wanted})
 
+    def told_in(self, scale: Float[Tensor, " output"], shift: Float[Tensor, " output"]) -> "ProbeModule":
+        """Return a probe that says scale times what this one says, plus shift."""
+        own = {name: value.detach().clone() for name, value in self.named_parameters()}
+        n, scale, shift = len(self.shape.after), scale.to(self.value), shift.to(self.value)
+        for name in (f"head_weight_{n}",) if n else ("value", "value_shift"):
+            if name in own:
+                rows = own[name].unflatten(0, (-1, len(scale)))
+                own[name] = (rows * scale.view(-1, *[1] * (rows.ndim - 2))).flatten(0, 1)
+        own[f"bias_{n}"] = own[f"bias_{n}"] * scale + shift
+        return ProbeModule(self.shape, own)
+
     def _features_taken(self, y: Float[Tensor, "row feature"], at: Packing) -> Float[Tensor, "row feature"]:
         return self.shape.how.weights(Seen(y[..., None], y[:, :0, None], at))[..., 0]
 
