@@ -44,7 +44,18 @@ assert run(sys.argv[1:]) == 0
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["heads", "--help"], ["verify", "--help"], ["demo", "--help"], ["zoo", "--help"], []],
+    [
+        ["--help"],
+        ["--version"],
+        ["heads", "--help"],
+        ["verify", "--help"],
+        ["demo", "--help"],
+        ["zoo", "--help"],
+        ["capture", "--help"],
+        ["probe", "--help"],
+        ["probe", "fit", "--help"],
+        [],
+    ],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(arguments):
@@ -53,7 +64,7 @@ def test_help_loads_nothing_heavy(arguments):
 
 STATE = """
 import json, os, random, signal, sys, warnings
-import numpy, torch
+import numpy, sklearn, torch  # sklearn sets two options of OpenMP
 
 def state():
     return {

@@ -297,7 +297,8 @@ def test_a_release_is_fetched_through_saelens(folder, monkeypatch):
     assert hub.asked == ("some-release", "blocks.1.hook_resid_pre", "cpu", "float64")
     x = torch.randn(4, D_IN, dtype=torch.float64)
     assert torch.equal(sae.encode(x), load(folder, dtype="float64").encode(x)) and not sae.W_enc.requires_grad
-    assert sae.card["release"] == "some-release" and sae.log_frequency.tolist() == [0.0] * D_SAE
+    assert (sae.card["release"], sae.card["sae_id"]) == ("some-release", "blocks.1.hook_resid_pre")
+    assert sae.log_frequency.tolist() == [0.0] * D_SAE
     _metadata(folder, hook_name="blocks.1.attn.hook_z")
     assert load("gpt2-small-hook-z-kk", "blocks.1.hook_z").convention == "without_value_bias"
     with pytest.raises(

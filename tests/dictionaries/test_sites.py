@@ -142,6 +142,7 @@ def _named(model, name: str, revision: str | None):
         ("gpt2-small", "pythia-160m", "abc", "error"),
         ("gpt2-small", "zoo:gpt2-small", None, "error"),
         ("zoo:gpt2-twin", "zoo:gpt2-small", None, "error"),
+        ("zoo:gpt2", "zoo:gpt2-small", None, "error"),
         ("zoo:gpt2-small", "zoo:gpt2-small", None, "silent"),
         ("zoo:gpt2-small", "/models/gpt2-small", None, "error"),
     ],

@@ -189,6 +189,13 @@ def test_a_probe_is_described_by_what_tells_it_from_others(store):
     assert described(one) == described(other)
     assert described(one)["site"] == SITE
     assert described(one)["classes"] == ["no", "yes"]
+    assert [described(fitted(store, "mean", before=(3,), after=(6, 2)))[name] for name in ("before", "after")] == [
+        [3],
+        [6, 2],
+    ]
+    assert described(one)["calibration"] is None
+    one.calibrate(store, ["no", "yes"] * (len(TEXTS) // 2), kind="platt")
+    assert described(one)["calibration"] == "platt"
     other.module_.bias_0.data += 1e-3
     assert described(one)["weights"] != described(other)["weights"]
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from headlens.report import write_report
+from tests.report.shown_probes import make_beside, make_evaluation, make_readings
 from tests.report.shown_results import FIRST, SHAPES, Example, make_atlas, make_circuits, make_example
 
 
@@ -25,6 +26,17 @@ def atlas_report(example, tmp_path_factory):
     """An atlas of two models, the patterns of both, and the circuits of the first."""
     results = [make_atlas(), *example.patterns.values(), make_circuits(FIRST, SHAPES[FIRST])]
     return write_report(results, tmp_path_factory.mktemp("atlas") / "report.html")
+
+
+@pytest.fixture(scope="session")
+def probe_results():
+    """One probe of two classes: what it is worth, and what it says."""
+    return make_evaluation(data={"beside": make_beside()}), make_readings()
+
+
+@pytest.fixture(scope="session")
+def probe_report(probe_results, tmp_path_factory):
+    return write_report(probe_results, tmp_path_factory.mktemp("probe") / "report.html")
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +79,7 @@ def open_page(browser):
         page.set_default_timeout(15_000)
         watch.over(page)
         page.goto(path.as_uri())
-        page.wait_for_selector(".cell[role]")
+        page.wait_for_selector(".cell[role], .probe h2, .fra h2")
         opened.append(SimpleNamespace(context=context, watch=watch, url=path.as_uri()))
         return page
 
@@ -89,4 +101,11 @@ def page(open_page, report):
 def atlas_page(open_page, atlas_report):
     page = open_page(atlas_report)
     page.wait_for_selector(".token")
+    return page
+
+
+@pytest.fixture
+def probe_page(open_page, probe_report):
+    page = open_page(probe_report)
+    page.wait_for_selector(".probe .token")
     return page

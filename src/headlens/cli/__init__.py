@@ -21,6 +21,7 @@ from headlens.cli import _console
 from headlens.cli._common import ARGUMENTS
 from headlens.cli.capture import capture
 from headlens.cli.demo import demo
+from headlens.cli.fra import fra
 from headlens.cli.heads import heads
 from headlens.cli.probe import probe
 from headlens.cli.verify import verify
@@ -50,7 +51,7 @@ app = App(
     console=_console.out,
     config=Toml(CONFIG, must_exist=False),
 )
-for command in (demo, verify, heads, capture, probe, world, zoo):
+for command in (demo, verify, heads, fra, capture, probe, world, zoo):
     app.command(command)
 
 
@@ -114,7 +115,7 @@ def _check_config() -> None:
         tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{CONFIG} cannot be read as TOML: {error}. Repair or remove it.") from error
-    commands = [*(command.__name__ for command in (demo, verify, heads, capture, world)), *probe.name]
+    commands = [*(command.__name__ for command in (demo, verify, heads, capture, world)), *fra.name, *probe.name]
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{CONFIG} has '{name}' outside a table: put it under [{'] or ['.join(commands)}].")

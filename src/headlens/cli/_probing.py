@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,9 @@ def estimator_of(
             pooling, n_heads=heads, penalty=_penalty(penalty), optimizer=optimizer, steps=steps, device=device,
             seed=seed,
         )  # fmt: skip
+    for option, said, usual in (("penalty", penalty, "0"), ("optimizer", optimizer, "adamw"), ("steps", steps, 1000)):
+        if said != usual:
+            raise DataError(f"--{option} goes with --method trained, and {method} is solved at once: leave it out.")
     kinds = {"difference-of-means": "DifferenceOfMeans", "lda": "LDA", "ridge": "Ridge", "logistic": "Logistic"}
     if pooling not in ("mean", "last", "max", "absmax"):
         raise DataError(f"--method {method} takes --pooling mean, last, max or absmax, not {pooling}.")
@@ -121,7 +124,21 @@ def check_labels(documents: Any, kept: Any) -> None:
     unseen = sorted(set(map(str, documents.labels.tolist())) - set(map(str, kept.classes_.tolist())))
     if unseen:
         there = ", ".join(map(str, kept.classes_.tolist()))
-        raise DataError(f"{documents.source} has the label {unseen[0]}, and this probe knows {there}.")
+        how = ": name the label that it was fitted to find, --positive LABEL" if kept.classes_.dtype == bool else ""
+        raise DataError(f"{documents.source} has the label {unseen[0]}, and this probe knows {there}{how}.")
+
+
+def check_two(documents: Any, fpr: float | None, calibration: str) -> None:
+    """Raise before the model is loaded where an option goes with two classes and there are more."""
+    from headlens._errors import DataError
+
+    n_classes = len(set(documents.labels.tolist()))
+    option = "--fpr" if fpr is not None else "--calibration platt" if calibration == "platt" else None
+    if n_classes > 2 and option is not None:
+        raise DataError(
+            f"{option} goes with two classes, and {documents.source} has {n_classes}: leave it out, or name one of "
+            "them with --positive."
+        )
 
 
 def check_page(report: Path | None) -> None:
@@ -141,12 +158,14 @@ def check_table(out: Path) -> None:
 def write_page(report: Path | None, evaluation: Any, kept: Any, model: Any, documents: Any, texts: int) -> None:
     if report is None:
         return
+    import numpy as np
+
     from headlens.probes.readings import readings
     from headlens.report import write_report
 
     shown: list[Any] = [evaluation]
     if texts:
-        some = documents.take(range(min(texts, len(documents))))
+        some = documents.take(np.arange(min(texts, len(documents))))
         limit = kept.source_["max_tokens"]
         shown.append(readings(kept, model, some.texts, labels=some.labels.tolist(), max_tokens=limit))
     write_report(shown, report)
@@ -189,6 +208,9 @@ def _write_parquet(answers: Iterator[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def arrow(answer: dict[str, Any]) -> dict[str, Any]:  # Arrow holds UTF-8, which has no word for half a character
+        return {**answer, "text": answer["text"].encode("utf-8", "replace").decode("utf-8")}
+
     token = pa.struct(
         [("token", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float64())]
     )
@@ -201,7 +223,7 @@ def _write_parquet(answers: Iterator[dict[str, Any]], path: Path) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         some = [first]
         while some:
-            writer.write_table(pa.Table.from_pylist(some, schema))
+            writer.write_table(pa.Table.from_pylist(list(map(arrow, some)), schema))
             some = list(islice(answers, AT_ONCE))
 
 
@@ -223,22 +245,29 @@ def as_json(kept: Any, evaluation: Any) -> dict[str, Any]:
 
 
 def print_evaluations(evaluations: dict[str, Any], title: str) -> None:
-    """Print a line for each metric: the probe with its interval, and what stands beside it."""
+    """Print a line for each metric: the first evaluation with its interval, and what stands beside it."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
-    table.add_column("")
-    for who in evaluations:
-        table.add_column(f"{who} [dim]\\[95 %][/]" if who == "probe" else who, justify="right")
-    found = [{(row["metric"], row["at"]): row for row in overall(one)} for one in evaluations.values()]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    first, *others = evaluations
+    for name in ("", first, "95 %", *others):
+        narrowest = max(map(len, ("0.000", *name.split())))  # headings break between words
+        table.add_column(name, justify="right" if name else "left", width=narrowest if name in others else None)
+    found = {who: {(row["metric"], row["at"]): row for row in overall(one)} for who, one in evaluations.items()}
     for metric, at in METRICS:
-        if (metric, at) in found[0]:
-            first, *others = (rows.get((metric, at)) for rows in found)
+        if (metric, at) in found[first]:
+            row, *beside = (rows.get((metric, at)) for rows in found.values())
             name = metric if at is None else f"tpr at fpr {at:g}"
-            table.add_row(name, f"{_value(first)}{_ends(first)}", *(_value(row) for row in others))
+            table.add_row(name, f"[bold]{_value(row)}[/]", _ends(row), *map(_value, beside))
+    _console.out.print(f"[bold]{escape(_console.one_line(title))}[/]", soft_wrap=True)
     _console.out.print(table)
-    _console.out.print(f"[dim]{overall(next(iter(evaluations.values())))[0]['n']:,} documents[/]")
+    said = evaluations[first].provenance.data
+    line = f"{overall(evaluations[first])[0]['n']:,} documents"
+    if said.get("entropy_ratio") is not None:
+        line += f"; attention spreads over {said['entropy_ratio']:.2f} of log(tokens): 0 is one token, 1 all alike"
+    _console.out.print(f"[dim]{line}[/]", soft_wrap=True)
 
 
 def _value(row: dict[str, Any] | None) -> str:
@@ -246,17 +275,25 @@ def _value(row: dict[str, Any] | None) -> str:
 
 
 def _ends(row: dict[str, Any] | None) -> str:
-    return "" if row is None or row["low"] != row["low"] else f" [dim]\\[{row['low']:.3f}, {row['high']:.3f}][/]"
+    return "" if row is None or row["low"] != row["low"] else f"[dim]\\[{row['low']:.3f}, {row['high']:.3f}][/]"
 
 
-def print_setting(kept: Any) -> None:
+def print_setting(judged: Any) -> None:
+    """Say what the figures rest on: selectivity, and the threshold."""
     from rich.markup import escape
 
+    found, kept = judged.selectivity, judged.probe
+    if found is not None:
+        _console.out.print(
+            f"[dim]selectivity {found.value:+.3f} \\[{found.low:.3f}, {found.high:.3f}]: accuracy {found.task:.3f}, "
+            f"and {found.control:.3f} where labels are drawn for a rare word of each document[/]",
+            soft_wrap=True,
+        )  # fmt: skip
     chosen = kept.threshold_set_
     if chosen is not None:
-        first = escape(str(kept.classes_.tolist()[0]))
+        first = escape(_console.one_line(str(kept.classes_.tolist()[0])))
         _console.out.print(
-            f"[dim]threshold {kept.threshold_:.3f} log-odds: of {chosen['n']} validation documents at most "
+            f"[dim]threshold {kept.threshold_:.3f} (raw score): of {chosen['n']} validation documents at most "
             f"{100 * chosen['fpr']:g} % of those of {first} lie above it. accuracy and f1 are at it, and the "
             "baselines' at theirs.[/]",
             soft_wrap=True,
@@ -264,27 +301,37 @@ def print_setting(kept: Any) -> None:
 
 
 def print_block(block: Any) -> None:
-    """Print a table whole; where the terminal is narrow, without its intervals."""
-    table = _block_table(block, str)
-    if _width(table) > _console.out.width:
-        table = _block_table(block, lambda cell: cell.split(" [")[0])
-    _console.out.print(table, width=max(_width(table), 1), soft_wrap=True)
+    """Print a table whole; where the terminal is narrow, without its intervals, and then some columns at a time."""
     from rich.markup import escape
 
+    head, *rows = [[_console.one_line(cell) for cell in row] for row in block.table]
+    width, every = _console.out.width, range(1, len(head))
+    if _width(_columns(block, head, rows, every)) > width:
+        rows = [[cell.split(" [")[0] for cell in row] for row in rows]
+    _console.out.print(f"[bold]{escape(block.title)}[/]", soft_wrap=True)
+    while every:
+        n = len(every)
+        while n > 1 and _width(_columns(block, head, rows, every[:n])) > width:
+            n -= 1
+        table = _columns(block, head, rows, every[:n])
+        _console.out.print(table, soft_wrap=_width(table) > width)  # one column may be too wide by itself
+        every = every[n:]
     _console.out.print(f"[dim]{escape(block.text)}[/]\n")
 
 
-def _block_table(block: Any, shown: Callable[[str], str]) -> Any:
+def _columns(block: Any, head: list[str], rows: list[list[str]], some: Iterable[int]) -> Any:
+    """A table of the first column, which says what a line is, and of some others."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    head, *rows = block.table
-    table = Table(title=escape(block.title), title_justify="left", title_style="bold")
-    for name in head:
-        table.add_column(escape(name), no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    some = list(some)
+    for j in (0, *some):
+        table.add_column(escape(head[j]), no_wrap=len(some) > 1 or j == 0)
     for i, row in enumerate(rows):
-        cells = [escape(shown(cell)) for cell in row]
-        table.add_row(*(f"[bold]{cell}[/]" if (i, j) in block.strong else cell for j, cell in enumerate(cells)))
+        cells = [f"[bold]{escape(row[j])}[/]" if (i, j) in block.strong else escape(row[j]) for j in (0, *some)]
+        table.add_row(*cells)
     return table
 
 

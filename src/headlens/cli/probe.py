@@ -32,6 +32,7 @@ from headlens.cli._probing import (
     check_labels,
     check_page,
     check_table,
+    check_two,
     estimator_of,
     labelled,
     loaded_model,
@@ -85,12 +86,15 @@ def fit(
     steps: Annotated[int, Parameter(help="Of training, at most.", validator=AtLeastOne)] = 1000,
     fpr: Annotated[
         float | None,
-        Parameter(help="Share of the first of two classes that the threshold may let through, on the validation "
-                       "documents. --no-fpr: the likelier class is said.", validator=Share, negative_none="no-"),
-    ] = 0.01,
+        Parameter(help="For a monitor: let at most this share of the first of two classes through, by a threshold set "
+                       "on the validation documents. If not said, the likelier class is.", validator=Share),
+    ] = None,
     calibration: Annotated[
         Literal["temperature", "platt", "none"], Parameter(help="Made on the validation documents.")
     ] = "temperature",
+    controls: Annotated[
+        bool, Parameter(help="Fit it to permuted labels and a control task too: three times the training.")
+    ] = True,
     store: Store = None,
     max_tokens: Annotated[int | None, Parameter(help="Where texts are cut.", validator=AtLeastOne)] = None,
     template_tokens: Annotated[
@@ -137,14 +141,15 @@ def fit(
     estimator = estimator_of(method, pooling, heads, penalty, optimizer, steps, pick_device(device), seed)
     options = {"field": field, "label_field": label_field, "split_field": split_field, "group_field": group_field}
     documents = with_splits(labelled(data, positive=positive, limit=limit, **options), seed=seed)
+    check_two(documents, fpr, calibration)
     loaded = loaded_model(model, device, dtype, revision)
     with activations(
         loaded, list(documents.texts), [site], store, quiet, max_tokens=max_tokens, template_tokens=template_tokens,
         dtype=store_dtype,
     ) as acts:  # fmt: skip
         judged = fit_and_judge(
-            estimator, acts.rows(one_site(site, acts)), documents, fpr=fpr, calibration=calibration, seed=seed,
-            note=lambda said: _console.note(said, quiet),
+            estimator, acts.rows(one_site(site, acts)), documents, fpr=fpr, calibration=calibration,
+            controls=controls, seed=seed, note=lambda said: _console.note(said, quiet),
         )  # fmt: skip
     evaluation = with_command(judged.evaluation)
     judged.probe.save(out, evaluation=evaluation)
@@ -152,10 +157,12 @@ def fit(
     write_page(report, evaluation, judged.probe, loaded, shown, texts)
     if json:
         beside = {name: overall(one) for name, one in judged.baselines.items()}
-        _console.print_json({"probe": str(out), **as_json(judged.probe, evaluation), "baselines": beside})
+        selective = None if judged.selectivity is None else vars(judged.selectivity)
+        told = {"probe": str(out), **as_json(judged.probe, evaluation)}
+        _console.print_json({**told, "baselines": beside, "selectivity": selective})
     else:
         print_evaluations({"probe": evaluation, **judged.baselines}, f"{documents.source}: test")
-        print_setting(judged.probe)
+        print_setting(judged)
         _console.out.print(f"[dim]probe and card:[/] {out.resolve()}", soft_wrap=True, highlight=False)
     return 0
 
@@ -351,8 +358,8 @@ def compare(
     runs
         The folder that a sweep wrote.
     """
-    from headlens.probes.experiments.compare import blocks, check_comparison_target, save_comparison
     from headlens.probes.experiments.compare import compare as compared
+    from headlens.probes.experiments.comparison_text import blocks, check_comparison_target, save_comparison
     from headlens.probes.experiments.pieces import read_pieces
 
     if out is not None:
@@ -364,7 +371,8 @@ def compare(
         save_comparison(found, out, page=comparison_page(found))
         _console.note(f"comparison: {out}", quiet)
     if json:
-        _console.print_json({"values": found.values.to_pylist(), "gains": found.gains.to_pylist()})
+        tables = {"values": found.values, "gains": found.gains, "controls": found.controls}
+        _console.print_json({name: table.to_pylist() for name, table in tables.items()})
     else:
         for block in blocks(found):
             print_block(block)

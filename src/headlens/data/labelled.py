@@ -120,7 +120,7 @@ def read_labelled(
         raise DataError(f"limit must be 1 or more, or None for all of {source}, not {limit}.")
     if split is not None:
         split = _split(split, "split")
-    texts, labels, splits, groups = [], [], [], []
+    texts, labels, splits, groups, places = [], [], [], [], []
     for part in _parts(source, label_field):
         taken: Counter[str | None] = Counter()
         for row in part:
@@ -133,6 +133,7 @@ def read_labelled(
             taken[own] += 1
             texts.append(text)
             labels.append(_label(_value(row, label_field), label_field, row.where))
+            places.append(row.where)
             splits.append(own)
             groups.append(None if group_field is None else str(_value(row, group_field)))
     if not texts:
@@ -140,7 +141,8 @@ def read_labelled(
         raise DataError(f"{source} holds no labelled text{of}.")
     told = np.array(splits) if all(splits) else None
     grouped = None if group_field is None else np.array(groups)
-    return Labelled(tuple(texts), _array(labels, positive, source), told, grouped, str(source))
+    of = str(source) if positive is None else f"{source} ({positive} or not)"
+    return Labelled(tuple(texts), _array(labels, positive, source, places), told, grouped, of)
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ def _label(value: Any, field: str, where: str) -> Any:
     return value
 
 
-def _array(labels: list[Any], positive: str | None, source: Any) -> np.ndarray:
+def _array(labels: list[Any], positive: str | None, source: Any, places: list[str]) -> np.ndarray:
     if positive is not None:
         chosen = np.array([str(label) == positive for label in labels])
         if not chosen.any():
@@ -301,20 +303,27 @@ def _array(labels: list[Any], positive: str | None, source: Any) -> np.ndarray:
             raise DataError(f"No document of {source} has the label '{positive}'; labels are {', '.join(there[:10])}.")
         return chosen
     if all(isinstance(label, _Written) for label in labels):
-        return _numbers_or_text(labels, source)
-    kinds = {"number" if type(label) in (int, float) else type(label).__name__ for label in labels}
-    if len(kinds) > 1:
-        raise DataError(f"Labels of {source} are of several types ({', '.join(sorted(kinds))}): write them alike.")
+        return _numbers_or_text(labels, places)
+    kinds = ["a number" if type(label) in (int, float) else _KINDS[type(label)] for label in labels]
+    for label, kind, where in zip(labels, kinds, places, strict=True):
+        if kind != kinds[0]:
+            raise DataError(
+                f"{where} has {label!r} for a label, {kind}, and {places[0]} has {kinds[0]}: write them alike."
+            )
     return np.array(labels)
 
 
-def _numbers_or_text(labels: list[str], source: Any) -> np.ndarray:
+_KINDS = {str: "text", _Written: "text", bool: "a truth value"}
+
+
+def _numbers_or_text(labels: list[str], places: list[str]) -> np.ndarray:
     for number in (int, float):
         try:
             found = np.array([number(label) for label in labels])
         except (ValueError, OverflowError):
             continue
-        if not np.isfinite(found).all():
-            raise DataError(f"A label of {source} is NaN or infinite: leave such rows out.")
+        if found.dtype == object or not np.isfinite(found).all():
+            odd = 0 if found.dtype == object else int(np.flatnonzero(~np.isfinite(found))[0])
+            raise DataError(f"{places[odd]} has the label {labels[odd]}, which is no class: leave such rows out.")
         return found
     return np.array([str(label) for label in labels])

@@ -3,6 +3,7 @@
 from headlens.fra.attention import FeatureAttention, Pair
 from headlens.fra.channels import ChannelStats, channels
 from headlens.fra.cut import CutEffects, cut_effects
+from headlens.fra.labels import FeatureLabels, label_features, read_labels
 from headlens.fra.pairs import all_pairs, sparse_pairs, top_pairs
 from headlens.fra.resolve import resolve
 from headlens.fra.sides import OTHERS, Side, sides
@@ -12,11 +13,14 @@ __all__ = [
     "ChannelStats",
     "CutEffects",
     "FeatureAttention",
+    "FeatureLabels",
     "Pair",
     "Side",
     "all_pairs",
     "channels",
     "cut_effects",
+    "label_features",
+    "read_labels",
     "resolve",
     "sides",
     "sparse_pairs",

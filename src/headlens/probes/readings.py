@@ -69,7 +69,7 @@ class ProbeReadings(Result):
 
     @property
     def probe(self) -> dict[str, Any]:
-        """What the probe is: kind, pooling, site, classes (None for numbers), threshold."""
+        """What the probe is: kind, pooling, site, classes (None for numbers), threshold (of `score`)."""
         return self.provenance.data["probe"]
 
     def to_table(self) -> pa.Table:
@@ -129,17 +129,22 @@ def readings(
 def described(probe: Any) -> dict[str, Any]:
     """Return what a fitted probe is, for `Provenance.data["probe"]`: a report then knows what it shows."""
     module, source = getattr(probe, "module_", None), probe.source_ or {}
+    layers = (module.shape.before, module.shape.after) if module is not None else ((), ())
+    calibration = getattr(probe, "calibration_", None)
     learned = [probe.coef_, probe.intercept_] if module is None else list(module.state_dict().values())
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(one, dtype="<f8").tobytes() for one in learned))
     return {
         "kind": type(probe).__name__,
         "pooling": probe.pooling,
         "n_heads": 1 if module is None else module.shape.n_heads,
+        "before": list(layers[0]),
+        "after": list(layers[1]),
         "model": source.get("model"),
         "site": source.get("site"),
         "head": source.get("head"),
         "classes": _class_names(probe) if hasattr(probe, "classes_") else None,
         "threshold": float(getattr(probe, "threshold_", 0.0)),
+        "calibration": None if calibration is None else calibration.kind,
         "weights": digest.hexdigest()[:16],
     }
 

@@ -23,6 +23,7 @@ probes' weights; a logit for each probe of a site and document.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -137,7 +138,7 @@ class Sweep(Result):
         """A metric on the documents as they are, then on every draw of them; the same draws for every config."""
         if (config, metric) not in self._draws:
             place = self.configs.index(config)
-            counts = self._counts()
+            counts = _draws_of(int(self.units.max()) + 1, self.provenance.seed or 0)
             parts: dict[str, list[np.ndarray]] = {}
             for logits in self.logits[place]:
                 for judges in self._judging():
@@ -153,11 +154,6 @@ class Sweep(Result):
 
     def _judging(self) -> Iterator[Bool[np.ndarray, " document"]]:
         return (self.rounds == i for i in range(int(self.rounds.max()) + 1))
-
-    def _counts(self) -> Float[np.ndarray, "draw unit"]:
-        n_units = int(self.units.max()) + 1
-        drawn = Resampling(n_units, seed=self.provenance.seed or 0, draws=DRAWS).take(n_units)
-        return np.concatenate([np.ones((1, n_units)), drawn]).astype(float)
 
     def _entropies(self) -> dict[Config, float | None]:
         found: dict[Config, list[float]] = {config: [] for config in self.configs}
@@ -422,6 +418,13 @@ def _entropy_of(
 
 def _columns(config: Config) -> dict[str, Any]:
     return {"site": config.site, "layer": _layer(config.site), **config._asdict()}
+
+
+@lru_cache(maxsize=4)
+def _draws_of(n_units: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    """How often each draw takes each unit; the first is the documents as they are."""
+    drawn = Resampling(n_units, seed=seed, draws=DRAWS).take(n_units)
+    return np.concatenate([np.ones((1, n_units)), drawn]).astype(float)
 
 
 def _mean_or_nan(values: np.ndarray) -> float:

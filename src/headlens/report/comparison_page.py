@@ -9,14 +9,16 @@ Plots are drawn here, once, to SVG that stands in the page: it holds no script, 
 """
 
 import html
+from collections import Counter
 from typing import Any
 
-from headlens.probes.experiments.compare import CELL, Block, Comparison, blocks
+from headlens.probes.experiments.compare import LESS_IS_BETTER, Comparison, cell_of
+from headlens.probes.experiments.comparison_text import Block, blocks
 from headlens.probes.experiments.text_sweep import RIVALS
 from headlens.report.page import _source
 
 REFERENCES = ("mean", "last")
-"""What all others are drawn against, where there are such; else the first that there is."""
+"""Poolings that all others are drawn against, where there are such; else the first that there is."""
 _INK = "currentColor"  # so that plots turn dark with the page
 
 
@@ -98,31 +100,55 @@ def plots(comparison: Comparison) -> list[tuple[str, str, str]]:
         return []
     rows = comparison.values.to_pylist()
     found = []
-    for reference in [name for name in REFERENCES if name in comparison.names] or [_first(comparison)]:
+    for reference in _references(comparison, rows):
         chart = _against(altair, comparison, rows, reference)
-        text = "A point is one site, model and data set. Above the line the pooling is better; filled: the gap is sure."
+        side = "Below" if comparison.metric in LESS_IS_BETTER else "Above"
+        text = f"A point is a site, model and data set. {side} the line the pooling is better; filled: the gap is sure."
         found.append((f"Each pooling against {reference}", text, chart))
     if len({row["layer"] for row in rows}) > 1:
-        found.append(("By layer", f"{comparison.metric} with 95 % intervals.", _by_layer(altair, comparison, rows)))
+        names = _shown(comparison, rows)
+        text = f"{comparison.metric} with 95 % intervals; of {len(comparison.names)} the {len(names)} best, on average."
+        found.append(("By layer", text, _by_layer(altair, comparison, rows, names)))
     heads = comparison.heads().to_pylist()
-    if len({row["n_heads"] for row in heads}) > 1:
+    if any(row["n_heads"] != row["over"] for row in heads):
         text = f"{comparison.metric}, and how evenly heads attend: 0 to one token, 1 to all alike."
         found.append(("How many heads", text, _by_heads(altair, comparison, rows)))
     return [(name, text, _svg(vl_convert, chart)) for name, text, chart in found if chart is not None]
 
 
-def _first(comparison: Comparison) -> str:
-    return next((name for name in comparison.names if name not in RIVALS), comparison.names[0])
+def _means(comparison: Comparison, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each name over its cells, such that more is better."""
+    sign = -1 if comparison.metric in LESS_IS_BETTER else 1
+    own = {name: [sign * row["value"] for row in rows if row["name"] == name] for name in comparison.names}
+    return {name: sum(values) / len(values) for name, values in own.items()}
+
+
+def _references(comparison: Comparison, rows: list[dict[str, Any]]) -> list[str]:
+    """Of each reference pooling, which may come with several optimizers, what is in most cells, and best there."""
+    means, pooling = _means(comparison, rows), {row["name"]: row["pooling"] for row in rows}
+    named = [[name for name in comparison.names if pooling[name] == reference] for reference in REFERENCES]
+    cells = Counter(row["name"] for row in rows)
+    found = [max(names, key=lambda name: (cells[name], means[name])) for names in named if names]
+    return found or [next((name for name in comparison.names if name not in RIVALS), comparison.names[0])]
+
+
+def _shown(comparison: Comparison, rows: list[dict[str, Any]]) -> list[str]:
+    """As many names as there are colors: references first of all, then the best."""
+    means = _means(comparison, rows)
+    kept = _references(comparison, rows)
+    others = sorted(set(comparison.names) - {*kept, "majority"}, key=means.__getitem__, reverse=True)
+    chosen = {*kept, *others[: len(_PALETTE) - len(kept)]}
+    return [name for name in comparison.names if name in chosen]
 
 
 def _against(alt: Any, comparison: Comparison, rows: list[dict[str, Any]], reference: str) -> Any:
-    base = {_cell(row): row["value"] for row in rows if row["name"] == reference}
+    base = {cell_of(row): row["value"] for row in rows if row["name"] == reference}
     sure = {kind: {(cell, name) for name in comparison.names for cell in comparison.verdicts(name, reference)[kind]}
             for kind in ("win", "loss")}  # fmt: skip
     points = [
-        {"pooling": row["name"], "data": row["data"], "model": row["model"], "x": base[_cell(row)], "y": row["value"],
-         "sure": any((_cell(row), row["name"]) in own for own in sure.values())}
-        for row in rows if row["name"] not in (reference, "majority") and _cell(row) in base
+        {"pooling": row["name"], "data": row["data"], "model": row["model"], "x": base[cell_of(row)], "y": row["value"],
+         "sure": any((cell_of(row), row["name"]) in own for own in sure.values())}
+        for row in rows if row["name"] not in (reference, "majority") and cell_of(row) in base
         and row["value"] == row["value"]
     ]  # fmt: skip
     if not points:
@@ -145,8 +171,7 @@ def _against(alt: Any, comparison: Comparison, rows: list[dict[str, Any]], refer
     return alt.layer(line, marks, data=data).properties(width=190, height=190).facet(facet, columns=4)
 
 
-def _by_layer(alt: Any, comparison: Comparison, rows: list[dict[str, Any]]) -> Any:
-    names = [name for name in comparison.names if name != "majority"]
+def _by_layer(alt: Any, comparison: Comparison, rows: list[dict[str, Any]], names: list[str]) -> Any:
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     step = 0.06 * (layers[-1] - layers[0]) / max(1, len(layers) - 1)
     # Side by side within a layer, so that intervals do not hide one another.
@@ -164,12 +189,13 @@ def _by_layer(alt: Any, comparison: Comparison, rows: list[dict[str, Any]]) -> A
     bars = alt.Chart().mark_rule(opacity=0.45).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=color)
     facet = alt.Facet("where:N", title=None, header=alt.Header(labelFontWeight="bold"))
     chart = alt.layer(bars, lines, data=alt.Data(values=points)).properties(width=330, height=220)
-    return chart.facet(facet, columns=3).resolve_scale(y="independent")
+    return chart.facet(facet, columns=3).resolve_scale(x="independent", y="independent")
 
 
 def _by_heads(alt: Any, comparison: Comparison, rows: list[dict[str, Any]]) -> Any:
-    poolings = {row["pooling"] for row in comparison.heads().to_pylist()}
-    points = [{**row, "line": "/".join(map(str, _cell(row)))} for row in rows if row["pooling"] in poolings]
+    tried = comparison.heads().to_pylist()
+    poolings = {row["pooling"] for row in tried if row["n_heads"] != row["over"]}
+    points = [{**row, "line": "/".join(map(str, cell_of(row)))} for row in rows if row["pooling"] in poolings]
     heads = sorted({row["n_heads"] for row in points})
     x = alt.X("n_heads:O", sort=heads, title="heads", axis=alt.Axis(labelAngle=0))
     color = _color(alt, points, "data")
@@ -213,12 +239,9 @@ def _range(values: list[float]) -> tuple[float, float]:
     return min(values) - margin, max(values) + margin
 
 
-def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in CELL)
-
-
 def _svg(vl_convert: Any, chart: Any) -> str:
     spec = chart.to_dict()
+    spec["padding"] = {"left": 5, "top": 5, "right": 40, "bottom": 5}  # legends are measured in another font
     spec["config"] = {
         "background": None,
         "font": "sans-serif",
@@ -226,6 +249,6 @@ def _svg(vl_convert: Any, chart: Any) -> str:
         "axis": {"labelColor": _INK, "titleColor": _INK, "domainColor": _INK, "tickColor": _INK, "gridColor": _INK,
                  "gridOpacity": 0.1, "domainOpacity": 0.4, "tickOpacity": 0.4, "titleFontWeight": "normal"},
         "header": {"labelColor": _INK, "titleColor": _INK},
-        "legend": {"labelColor": _INK, "titleColor": _INK, "titleFontWeight": "normal"},
+        "legend": {"labelLimit": 0, "labelColor": _INK, "titleColor": _INK, "titleFontWeight": "normal"},
     }  # fmt: skip
     return vl_convert.vegalite_to_svg(spec)

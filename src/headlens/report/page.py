@@ -28,11 +28,17 @@ from headlens.report.payload import traits
 VIEWS = ("head_grid", "head", "attention", "provenance")
 """Modules under views/, in the order in which they stand on a page of heads."""
 
-PROBE_VIEW = "probe"
-"""What a page of probes has instead of those of heads; a page of both has it after them."""
+FRA_VIEW = "feature_attention"
+"""What a page of feature-resolved attention has; a page of heads too has it after those."""
+
+PROBE_VIEWS = {"probe_evaluation": "evaluations", "probe_reading": "readings"}
+"""What a page of probes has instead of those of heads, and what each shows; a page of both has them after those."""
 
 _LEAD_OF_HEADS = """Every square below is one attention head: a row is a layer, a column a head, and the
 stronger the colour, the higher the score. Choose what to look for, then a head to see where it looks."""
+_LEAD_OF_FRA = """A head scores each token that it sees, and every score is a sum over pairs: something that the query
+holds meets something that the key holds. Point at two tokens to see which pairs raise the score and which lower it.
+Nothing is left out: the parts end at the model's own number."""
 _LEAD_OF_PROBES = """A probe reads what a model holds in mind while it reads a text. Below is how far it can be trusted,
 and which tokens of a text make it say what it says."""
 _EXPORT = "export default { render };"
@@ -41,8 +47,9 @@ _EXPORT = "export default { render };"
 def write_report(results: Sequence[Result] | Result, path: str | Path, *, title: str | None = None) -> Path:
     """Write one self-contained page that shows `results` (one, or several), and return its path.
 
-    `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model; and
-    the Evaluation and ProbeReadings of probes, any number of each.
+    `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model; any
+    number of FeatureAttention, with FeatureLabels of their dictionaries; and the Evaluation and ProbeReadings of
+    probes, any number of each.
     The same results give the same bytes. Any existing file is replaced, and only once the page is complete.
 
     Raises
@@ -82,7 +89,7 @@ def _page(values: dict[str, Any], title: str | None) -> str:
 <p class="wordmark"><span class="lens"></span>headlens</p>
 <h1>{title}</h1>
 <p class="summary">{html.escape(_summary(values))}</p>
-<p class="lead">{_LEAD_OF_HEADS if values["heads"] else _LEAD_OF_PROBES}</p>
+<p class="lead">{_lead(values)}</p>
 <noscript><p class="notice">The figures are drawn with JavaScript, which is switched off in this browser.</p></noscript>
 </header>
 <main>
@@ -98,8 +105,15 @@ def _page(values: dict[str, Any], title: str | None) -> str:
 def _views(values: dict[str, Any]) -> list[str]:
     """The views that have something to show; where all came from stands last."""
     *of_heads, last = VIEWS
-    of_probes = [PROBE_VIEW] if values["evaluations"] or values["readings"] else []
-    return [*(of_heads if values["heads"] else []), *of_probes, last]
+    of_fra = [FRA_VIEW] if values["fra"] else []
+    of_probes = [name for name, shows in PROBE_VIEWS.items() if values[shows]]
+    return [*(of_heads if values["heads"] else []), *of_fra, *of_probes, last]
+
+
+def _lead(values: dict[str, Any]) -> str:
+    if values["heads"]:
+        return _LEAD_OF_HEADS
+    return _LEAD_OF_FRA if values["fra"] else _LEAD_OF_PROBES
 
 
 def _source(name: str) -> str:
@@ -173,11 +187,21 @@ def embedded_json(name: str, value: Any) -> str:
 
 def _title(values: dict[str, Any]) -> str:
     names = [h["model"] for h in values["heads"]]
+    if not names and values["fra"]:
+        return _title_of_fra(values["fra"])
     if not names:
         names = list(dict.fromkeys(one["model"] for one in _of_probes(values) if one["model"]))
         what = "Probes" if max(len(values["evaluations"]), len(values["readings"])) > 1 else "A probe"
         return f"{what} of {_joined(names)}" if names else what
     return f"Attention heads of {_joined(names)}"
+
+
+def _title_of_fra(found: list[dict[str, Any]]) -> str:
+    heads = list(dict.fromkeys((one["layer"], one["head"]) for one in found))
+    models = _joined(list(dict.fromkeys(one["model"] for one in found)))
+    if len(heads) == 1:
+        return f"Why layer {heads[0][0]}, head {heads[0][1]} of {models} looks where it looks"
+    return f"Why {len(heads)} heads of {models} look where they look"
 
 
 def _joined(names: list[str]) -> str:
@@ -201,6 +225,13 @@ def _summary(values: dict[str, Any]) -> str:
             _count(len(values["kinds"]), "kind"),
             *([f"{_range(n)} sequences per score"] if n else []),
             *([_count(texts, "example text")] if texts else []),
+        ]
+    if found := values["fra"]:
+        features = [one["n_features"] for one in found]
+        parts += [
+            _count(len({(one["model"], one["layer"], one["head"]) for one in found}), "head") + " taken apart",
+            f"{_range([one['tokens'] for one in found])} tokens",
+            f"a dictionary of {_range(features)} features",
         ]
     for unit in ("documents", "tokens"):
         if judged := [one["n"] for one in values["evaluations"] if one["unit"] == unit and one["n"] is not None]:

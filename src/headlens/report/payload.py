@@ -9,6 +9,7 @@
     circuits         per model of `heads`: whether there are any
     circuits_M       {tokens: [token, ...], rows: [layer][head] -> [[list, offset, source, target, value, place], ...]}
                      for model M; source and target are indices of tokens
+    fra, fra_R       of feature-resolved attention: see fra_payload.py
     evaluations, readings, reading_R_D          of probes: see probe_payload.py
     provenance       [{results: [name, ...], provenance: {...}}]
 
@@ -27,6 +28,8 @@ import pyarrow as pa
 
 from headlens._errors import ResultError
 from headlens._result import Result
+from headlens.fra.attention import FeatureAttention
+from headlens.fra.labels import FeatureLabels
 from headlens.heads.atlas import ATLAS_SCHEMA
 from headlens.heads.circuit_tokens import CIRCUITS_SCHEMA, HeadCircuits
 from headlens.heads.kinds import KINDS
@@ -35,11 +38,16 @@ from headlens.heads.patterns import AttentionPatterns
 from headlens.heads.scores import SCHEMA, HeadScores
 from headlens.probes.evaluation.metrics import Evaluation
 from headlens.probes.readings import ProbeReadings
+from headlens.report.fra_payload import fra_traits
 from headlens.report.plain import pack, short_names, shown
 from headlens.report.probe_payload import probe_traits
 
 _DECIDED = ("q", "level")
 """Columns of an atlas that plain scores do not have."""
+
+
+_ELSEWHERE = (FeatureAttention, FeatureLabels, Evaluation, ProbeReadings)
+"""What the other payload files know."""
 
 
 def traits(results: Sequence[Result]) -> dict[str, Any]:
@@ -52,14 +60,16 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
         the same question for the same head, or a result contradicts itself.
     """
     of_probes = [r for r in results if isinstance(r, Evaluation | ProbeReadings)]
-    scores, patterns, circuits = _sorted_by_type([r for r in results if not isinstance(r, Evaluation | ProbeReadings)])
+    of_fra = [r for r in results if isinstance(r, FeatureAttention | FeatureLabels)]
+    scores, patterns, circuits = _sorted_by_type([r for r in results if not isinstance(r, _ELSEWHERE)])
     table = _score_columns(scores)
     heads = _heads(table, patterns, circuits)
-    if not heads and not of_probes:
+    fra = fra_traits(of_fra)
+    if not heads and not of_probes and not of_fra:
         if not results:
             raise ResultError(
                 "A report needs at least one result: pass a HeadAtlas or HeadScores, AttentionPatterns and "
-                "HeadCircuits if you have them, or the Evaluation and ProbeReadings of a probe."
+                "HeadCircuits if you have them, a FeatureAttention, or the Evaluation and ProbeReadings of a probe."
             )
         raise ResultError("These results hold no head: pass HeadScores with at least one row.")
     models = [h["model"] for h in heads]
@@ -72,6 +82,7 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
         **_packed(patterns, models),
         "circuits": [any(c.model == name for c in circuits) for name in models],
         **{f"circuits_{models.index(c.model)}": _by_head(c, heads[models.index(c.model)]) for c in circuits},
+        **fra,
         **probe_traits(of_probes),
         "provenance": _provenance(results),
     }
@@ -102,8 +113,8 @@ def _sorted_by_type(
     for result in results:
         if not isinstance(result, HeadScores | AttentionPatterns | HeadCircuits):
             raise ResultError(
-                "A report shows HeadAtlas, HeadScores, AttentionPatterns, HeadCircuits, Evaluation and ProbeReadings, "
-                f"not {type(result).__name__}: leave it out."
+                "A report shows HeadAtlas, HeadScores, AttentionPatterns, HeadCircuits, FeatureAttention, "
+                f"FeatureLabels, Evaluation and ProbeReadings, not {type(result).__name__}: leave it out."
             )
     scores = [r for r in results if isinstance(r, HeadScores)]
     patterns = [r for r in results if isinstance(r, AttentionPatterns)]
@@ -266,6 +277,10 @@ def _name(result: Result) -> str:
         return f"Attention patterns of {result.model}"
     if isinstance(result, HeadCircuits):
         return f"Circuits of {result.model}"
+    if isinstance(result, FeatureAttention):
+        return f"Feature-resolved attention of layer {result.layer}, head {result.head}"
+    if isinstance(result, FeatureLabels):
+        return "Labels of features"
     if isinstance(result, Evaluation):
         return "Evaluation of a probe"
     if isinstance(result, ProbeReadings):

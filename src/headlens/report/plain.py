@@ -6,10 +6,14 @@ import zlib
 from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Float32, Int16, Int32, UInt8
+
+Packed = (
+    UInt8[np.ndarray, "*axes"] | Int16[np.ndarray, "*axes"] | Int32[np.ndarray, "*axes"] | Float32[np.ndarray, "*axes"]
+)
 
 
-def pack(entries: UInt8[np.ndarray, "*axes"] | Int16[np.ndarray, "*axes"]) -> str:
+def pack(entries: Packed) -> str:
     """An array as text: base64 of its zlib-compressed bytes."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(entries).tobytes())).decode("ascii")
 

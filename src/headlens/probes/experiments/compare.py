@@ -7,32 +7,31 @@
     entropy   H(attention) / log(tokens), mean over heads and documents: 0 one token, 1 all alike
 
 Sites of one model share documents, so that their verdicts are no independent trials: a tally counts, it does not test.
+Sets of one experiment that were judged by the same documents stand beside one another in one cell; where a config is in
+two of them, they are cells of their own.
 
 Axes: cell = (set, data, model, site); config = (pooling, n_heads, optimizer).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from headlens._errors import DataError, OutputError, ResultError
-from headlens._files import whole_folder
+from headlens._errors import DataError, ResultError
+from headlens.probes.experiments.controls import selectivity_of
 from headlens.probes.experiments.pieces import Piece
-from headlens.probes.experiments.text_sweep import RIVALS, beside
-from headlens.probes.sweep import Sweep
+from headlens.probes.experiments.text_sweep import RIVALS, beside, same_documents
+from headlens.probes.sweep import Config, Sweep, _columns
 from headlens.probes.training.pooling import POOLINGS
 
-FILES = ("values.parquet", "gains.parquet", "comparison.md", "comparison.html")
 CELL = ("set", "data", "model", "site", "layer")
+LESS_IS_BETTER = ("log_loss", "ece", "brier")
 _CONFIG = ("pooling", "n_heads", "optimizer")
-AGAINST = ("mean", "last", "bag_of_words")
-"""What attention is held against in words."""
+_TOLD = ("value", "low", "high", "n")
 
 
 class Pair(NamedTuple):
@@ -58,12 +57,15 @@ class Comparison:
     """A row for each cell and config: `CELL`, config, its name, value, low, high, n, entropy."""
     gains: pa.Table
     """A row for each cell and two configs: `CELL`, both configs, both names, gain, low, high, verdict."""
+    controls: pa.Table
+    """A row for each cell, config and control: `CELL`, config, name, control, and of "permuted_labels" the metric on
+    them as value, of "control_task" the selectivity (beside it accuracy on both tasks); low, high, n."""
 
     @property
     def names(self) -> list[str]:
         """Configs by the names that tables have for them, rivals first."""
         found = dict.fromkeys(self.values["name"].to_pylist())
-        return sorted(found, key=lambda name: name not in RIVALS)
+        return sorted(found, key=lambda name: RIVALS.index(name) if name in RIVALS else len(RIVALS))
 
     @property
     def cells(self) -> list[tuple[Any, ...]]:
@@ -89,7 +91,7 @@ class Comparison:
         table = []
         for key in sorted(groups):
             own = groups[key]
-            base = [_cell(row) for row in own]
+            base = [cell_of(row) for row in own]
             name, one = own[0]["name"], fewest[key[:3]]
             first = next(row["name"] for row in groups[(*key[:3], one)])
             against = [outcomes[cell, name, first] for cell in base if (cell, name, first) in outcomes]
@@ -115,7 +117,7 @@ class Comparison:
     def _outcomes(self) -> dict[tuple[tuple[Any, ...], str, str], tuple[float, str]]:
         found = {}
         for row in self.gains.to_pylist():
-            cell, name, other = _cell(row), row["name"], row["other_name"]
+            cell, name, other = cell_of(row), row["name"], row["other_name"]
             found[cell, name, other] = row["gain"], row["verdict"]
             found[cell, other, name] = -row["gain"], _TURNED[row["verdict"]]
         return found
@@ -134,34 +136,81 @@ def compare(pieces: Mapping[Piece, Sweep], *, metric: str = "auroc") -> Comparis
     ResultError
         If no piece is of a model.
     """
-    optimizers = {config.optimizer for sweep in pieces.values() for config in sweep.configs if config.optimizer}
-    values, gains = [], []
-    for piece, sweep in pieces.items():
-        if piece.model is None:
-            continue
-        rivals = pieces.get(Piece(piece.set, piece.data, None, ""))
-        both = beside(sweep, [] if rivals is None else [rivals])
-        place = {"set": piece.set, "data": piece.data, "model": piece.model}
-        values += [place | row | {"name": _name(row, optimizers)} for row in both.summary((metric,)).to_pylist()]
-        for row in both.differences(metric).to_pylist():
+    optimizers: dict[str, set[str]] = {}
+    for config in (config for sweep in pieces.values() for config in sweep.configs):
+        optimizers.setdefault(config.pooling, set()).add(config.optimizer)
+    values, gains, controls = [], [], []
+    for place, own, sweep in _cells(pieces):
+        values += [place | row | {"name": _name(row, optimizers)} for row in sweep.summary((metric,)).to_pylist()]
+        for row in sweep.differences(metric).to_pylist():
             other = {name: row[f"other_{name}"] for name in _CONFIG}
             gains.append(place | row | {"name": _name(row, optimizers), "other_name": _name(other, optimizers)})
+        rows = [row for piece in own for row in _controls(pieces, piece, metric)]
+        controls += [place | row | {"name": _name(row, optimizers)} for row in rows]
     if not values:
         raise ResultError("No piece of these runs is of a model yet: run headlens probe sweep again, it goes on.")
     if all(np.isnan(row["value"]) for row in values):
         raise DataError(f"No piece has a value of {metric}: name another metric.")
-    both = [
-        pa.Table.from_pylist(rows) if rows else pa.table({"name": pa.array([], pa.string())})
-        for rows in (values, gains)
-    ]
-    return Comparison(metric, *both)
+    return Comparison(metric, *(_table(rows) for rows in (values, gains, controls)))
 
 
-def _name(config: Mapping[str, Any], optimizers: set[str]) -> str:
-    """The name that a table has for a config: attention-8, mean, mean (lbfgs) where there are several optimizers."""
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows) if rows else pa.table({"name": pa.array([], pa.string())})
+
+
+def _cells(pieces: Mapping[Piece, Sweep]) -> Iterable[tuple[dict[str, Any], list[Piece], Sweep]]:
+    """Yield every cell: its place, its pieces, and all that was judged there, rivals included."""
+    places: dict[tuple[str, str | None, str], list[tuple[list[Piece], Sweep]]] = {}
+    for piece, sweep in pieces.items():
+        if piece.model is None or piece.control is not None:
+            continue
+        own = places.setdefault((piece.data, piece.model, piece.site), [])
+        more = _without(sweep, RIVALS)
+        for i, (there, both) in enumerate(own):
+            if same_documents(both, sweep) and not set(both.configs) & set(more.configs):
+                own[i] = ([*there, piece], beside(both, [more]))
+                break
+        else:
+            own.append(([piece], sweep))
+    for own in places.values():
+        for there, sweep in own:
+            first = there[0]
+            texts = pieces.get(Piece(first.set, first.data, None, ""))
+            place = {"set": " + ".join(piece.set for piece in there), "data": first.data, "model": first.model}
+            yield place, there, beside(sweep, [] if texts is None else [texts])
+
+
+def _without(sweep: Sweep, poolings: Sequence[str]) -> Sweep:
+    """Return a sweep without some of its configs."""
+    keep = [i for i, config in enumerate(sweep.configs) if config.pooling not in poolings]
+    said = {**sweep.provenance.data["sweep"], "configs": [list(sweep.configs[i]) for i in keep]}
+    provenance = replace(sweep.provenance, data={**sweep.provenance.data, "sweep": said})
+    table = sweep.table.filter(pa.array([name not in poolings for name in sweep.table["pooling"].to_pylist()]))
+    return Sweep(provenance, table, sweep.logits[keep], sweep.codes, sweep.rounds, sweep.units)
+
+
+def _controls(pieces: Mapping[Piece, Sweep], piece: Piece, metric: str) -> Iterable[dict[str, Any]]:
+    """Yield a row for each control of each config of a piece."""
+    permuted, words = (pieces.get(piece._replace(control=name)) for name in ("permuted_labels", "control_task"))
+    if permuted is not None:
+        none = {"task": None, "on_control": None}
+        for row in permuted.summary((metric,)).to_pylist():
+            said = {"control": "permuted_labels", "metric": metric, **none}
+            yield _columns(Config(*(row[name] for name in Config._fields))) | said | {k: row[k] for k in _TOLD}
+    if words is None:
+        return
+    n = int((words.rounds >= 0).sum())
+    for config in words.configs:
+        found = selectivity_of(pieces[piece], words, config)
+        said = {"control": "control_task", "metric": "accuracy", "task": found.task, "on_control": found.control}
+        yield _columns(config) | said | {"value": found.value, "low": found.low, "high": found.high, "n": n}
+
+
+def _name(config: Mapping[str, Any], optimizers: Mapping[str, set[str]]) -> str:
+    """The name that a table has for a config: attention-8, mean, or mean (lbfgs) where there are several optimizers."""
     pooling = config["pooling"]
     heads = f"-{config['n_heads']}" if _several(pooling) else ""
-    which = f" ({config['optimizer']})" if len(optimizers) > 1 and config["optimizer"] else ""
+    which = f" ({config['optimizer']})" if len(optimizers[pooling]) > 1 else ""
     return f"{pooling}{heads}{which}"
 
 
@@ -169,7 +218,7 @@ def _several(pooling: str) -> bool:
     return pooling in POOLINGS and POOLINGS[pooling].several_heads
 
 
-def _cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def cell_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in CELL)
 
 
@@ -178,187 +227,3 @@ def _pair(name: str, other: str, outcomes: Sequence[tuple[float, str]]) -> Pair:
     gains = [gain for gain, _ in outcomes]
     higher = sum(gain > 0 for gain in gains)
     return Pair(name, other, len(gains), said["win"], said["tie"], said["loss"], higher, float(np.mean(gains)))
-
-
-# --- as text ----------------------------------------------------------------------------------------------
-
-
-class Block(NamedTuple):
-    """Something to read: a title, a sentence or two, and a table, its first line the names of columns."""
-
-    title: str
-    text: str
-    table: list[list[str]]
-    strong: frozenset[tuple[int, int]] = frozenset()
-    """Places of the table, counted without its first line, that stand out."""
-
-
-def blocks(comparison: Comparison) -> list[Block]:
-    """Return what Markdown, a page and a terminal show."""
-    return [
-        block for block in (_values(comparison), _in_words(comparison), _tally(comparison), _heads(comparison)) if block
-    ]
-
-
-def _values(comparison: Comparison) -> Block:
-    names, rows = comparison.names, {}
-    for row in comparison.values.to_pylist():
-        rows.setdefault(_cell(row), {})[row["name"]] = row
-    sets = len({cell[0] for cell in rows}) > 1
-    table, strong = [[*(["set"] if sets else []), "data", "model", "site", "n", *names]], set()
-    for i, (cell, own) in enumerate(rows.items()):
-        places = [cell[0]] if sets else []
-        told = {name: row["value"] for name, row in own.items() if row["value"] == row["value"]}
-        best = _best(told, comparison.metric)
-        n = str(next(iter(own.values()))["n"])
-        table.append(
-            [*places, cell[1], cell[2], _short_site(cell[3]), n, *(_interval(own.get(name)) for name in names)]
-        )
-        strong |= {(i, len(places) + 4 + j) for j, name in enumerate(names) if name in best}
-    means = []
-    for name in names:
-        have = [own[name]["value"] for own in rows.values() if name in own]
-        means.append(f"{np.mean(have):.3f}" if len(have) == len(rows) else "")
-    table.append([*([""] if sets else []), "mean of all", "", "", "", *means])
-    text = (
-        f"{comparison.metric} on documents that neither trained a probe nor chose anything for it; 95 % bootstrap "
-        "intervals over documents. In bold the best of each line."
-    )
-    return Block("Every pooling at every site", text, table, frozenset(strong))
-
-
-def _best(told: Mapping[str, float], metric: str) -> list[str]:
-    if not told:
-        return []
-    top = (min if metric in ("log_loss", "ece", "brier") else max)(told.values())
-    return [name for name, value in told.items() if value == top]
-
-
-def _in_words(comparison: Comparison) -> Block | None:
-    pooling = dict(zip(*(comparison.values[name].to_pylist() for name in ("name", "pooling")), strict=True))
-    attention = [name for name in comparison.names if pooling[name] == "attention"]
-    lines = []
-    for name in attention:
-        for other in comparison.names:
-            if pooling[other] not in AGAINST:
-                continue
-            pair = next((one for one in comparison.pairs() if (one.name, one.other) == (name, other)), None)
-            if pair is not None:
-                found = comparison.verdicts(name, other)
-                lines.append([name, other, f"{pair.gain:+.3f}", *(_cells(found[kind]) for kind in ("win", "loss")),
-                              str(len(found["tie"]))])  # fmt: skip
-    if not lines:
-        return None
-    text = "Surely: the 95 % interval of the gain, over the same draws of documents for both, does not hold 0."
-    return Block(
-        "Where attention is better, and where it is not", text,
-        [["", "against", "mean gain", "surely better", "surely worse", "undecided"], *lines],
-    )  # fmt: skip
-
-
-def _cells(cells: Sequence[tuple[Any, ...]]) -> str:
-    """How many cells, and where they are: "3: emotion minilm 0, 3; stance stories 4"."""
-    where: dict[str, list[str]] = {}
-    for _, data, model, site, layer in cells:
-        where.setdefault(f"{data} {model}", []).append(_short_site(site) if layer is None else str(layer))
-    shown = "; ".join(f"{place} layer {', '.join(dict.fromkeys(layers))}" for place, layers in where.items())
-    return f"{len(cells)}{f': {shown}' if cells else ''}"
-
-
-def _tally(comparison: Comparison) -> Block:
-    found = {(pair.name, pair.other): pair for pair in comparison.pairs()}
-    names = comparison.names
-    table = [["", *(f"v. {name}" for name in names)]]
-    for name in names:
-        pairs = [found.get((name, other)) for other in names]
-        table.append(
-            [name, *("" if p is None else f"{p.wins}-{p.ties}-{p.losses} ({p.higher}/{p.cells})" for p in pairs)]
-        )
-    text = (
-        "How often the line wins, ties and loses against the column, by intervals; in brackets how often its value is "
-        "higher, as studies without intervals count. Sites of one model share documents: this counts, it is no test."
-    )
-    return Block("Pooling against pooling", text, table)
-
-
-def _heads(comparison: Comparison) -> Block | None:
-    rows = comparison.heads().to_pylist()
-    if not rows:
-        return None
-    table = [["pooling", "data", "heads", comparison.metric, "gain over fewest", "wins-ties-losses", "entropy ratio"]]
-    for row in rows:
-        first = row["n_heads"] == row["over"] or row["gain"] is None
-        table.append([
-            row["pooling"], row["data"], str(row["n_heads"]), f"{row['value']:.3f}",
-            "" if first else f"{row['gain']:+.3f}", "" if first else f"{row['wins']}-{row['ties']}-{row['losses']}",
-            "" if row["entropy"] is None else f"{row['entropy']:.2f}",
-        ])  # fmt: skip
-    text = "Means over models and sites. Entropy ratio: 0 where a head attends to one token, 1 where to all alike."
-    return Block("How many heads", text, table)
-
-
-def _short_site(site: str) -> str:
-    return site.removeprefix("blocks.").replace(".hook_", " ").replace(".attn", " attn")
-
-
-def _interval(row: Mapping[str, Any] | None) -> str:
-    if row is None or row["value"] != row["value"]:
-        return ""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the comparison as a Markdown document."""
-    parts = [f"# Poolings compared by {comparison.metric}"]
-    for block in blocks(comparison):
-        parts += [f"## {block.title}", block.text, "\n".join(_lines(block))]
-    return "\n\n".join(parts) + "\n"
-
-
-def _lines(block: Block) -> Iterator[str]:
-    head, *rows = block.table
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'|'.join(['---'] * len(head))}|"
-    for i, row in enumerate(rows):
-        cells = [f"**{_plain(cell)}**" if (i, j) in block.strong else _plain(cell) for j, cell in enumerate(row)]
-        yield f"| {' | '.join(cells)} |"
-
-
-def _plain(cell: str) -> str:
-    return cell.replace("|", "\\|")
-
-
-# --- as files ---------------------------------------------------------------------------------------------
-
-
-def save_comparison(comparison: Comparison, path: str | Path, *, page: str | None = None) -> Path:
-    """Write values, gains, Markdown and, where one is given, the page to the folder `path`, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If `path` holds other files, or cannot be written.
-    """
-    path = Path(path)
-    check_comparison_target(path)
-    with whole_folder(path) as folder:
-        pq.write_table(comparison.values, folder / FILES[0], compression="zstd")
-        pq.write_table(comparison.gains, folder / FILES[1], compression="zstd")
-        (folder / FILES[2]).write_text(markdown(comparison), encoding="utf-8")
-        if page is not None:
-            (folder / FILES[3]).write_text(page, encoding="utf-8")
-    return path
-
-
-def check_comparison_target(path: Path) -> None:
-    """Raise if a comparison at `path` would take the place of something else.
-
-    Raises
-    ------
-    OutputError
-        If `path` is a file, or a folder of other things.
-    """
-    if path.is_dir() and {entry.name for entry in path.iterdir()} <= set(FILES):
-        return
-    if path.exists():
-        raise OutputError(f"{path} exists and is no comparison: name another folder.")

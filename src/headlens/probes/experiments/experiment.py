@@ -9,13 +9,24 @@ Every option is checked when the file is read; a name that there is not is refus
 """
 
 import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from headlens._errors import ConfigError, MissingExtra
 from headlens.probes.sweep import PENALTIES
+from headlens.probes.training.pooling import POOLINGS
+
+Control = Literal["permuted_labels", "control_task"]
+_AtLeastOne = Annotated[int, Field(ge=1)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+_T = TypeVar("_T")
+_Some = Annotated[list[_T], Field(min_length=1)]
 
 
 class _Table(BaseModel):
@@ -32,10 +43,10 @@ class ModelTable(_Table):
     revision: str | None = None
     dtype: Literal["float32", "float64", "float16", "bfloat16", "auto"] = "float32"
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    max_tokens: int | None = None
+    max_tokens: _AtLeastOne | None = None
     template_tokens: Literal["keep", "drop"] = "keep"
-    batch_tokens: int = 8192
-    shard_mb: int = 256
+    batch_tokens: _AtLeastOne = 8192
+    shard_mb: _AtLeastOne = 256
 
 
 class DataTable(_Table):
@@ -48,25 +59,36 @@ class DataTable(_Table):
     group_field: str | None = None
     split: str | None = None
     positive: str | None = None
-    limit: int | None = None
+    limit: _AtLeastOne | None = None
 
 
 class SweepTable(_Table):
     """What is tried at every site, as `sweep` takes it."""
 
-    poolings: list[str] = ["mean", "last", "attention"]
-    heads: list[int] = [1, 2, 4, 8]
-    penalties: list[float] = list(PENALTIES)
-    seeds: list[int] = [0]
-    folds: int | None = None
+    poolings: _Some[str] = ["mean", "last", "attention"]
+    heads: _Some[_AtLeastOne] = [1, 2, 4, 8]
+    penalties: _Some[_NotNegative] = list(PENALTIES)
+    seeds: _Some[int] = [0]
+    folds: Annotated[int, Field(ge=3)] | None = None
     """None: the data's own train and test documents, where it has them; else 5."""
-    optimizers: list[Literal["adamw", "lbfgs"]] = ["adamw"]
-    learning_rate: float = 0.01
-    steps: int = 1000
-    batch: int = 256
-    patience: int = 20
-    tolerance: float = 1e-5
-    seed: int = 0
+    optimizers: _Some[Literal["adamw", "lbfgs"]] = ["adamw"]
+    controls: list[Control] = ["permuted_labels", "control_task"]
+    """Labels of nothing that the same probes are trained on, with the first of the seeds."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    steps: _AtLeastOne = 1000
+    batch: _AtLeastOne = 256
+    patience: _AtLeastOne = 20
+    tolerance: _NotNegative = 1e-5
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("poolings")
+    @classmethod
+    def _there_are_such(cls, poolings: list[str]) -> list[str]:
+        offered = [name for name in POOLINGS if name != "token"]
+        for name in poolings:
+            if name not in offered:
+                raise ValueError(f"'{name}' is no pooling of documents{meant(name, offered)}")
+        return poolings
 
 
 class SetTable(_Table):
@@ -93,6 +115,13 @@ class Experiment(_Table):
                 raise ValueError(f"the name '{name}' must be of letters, digits and . _ -, to name a folder")
         return tables
 
+    @field_validator("models")
+    @classmethod
+    def _texts_have_a_folder(cls, models: dict[str, ModelTable]) -> dict[str, ModelTable]:
+        if "texts" in models:
+            raise ValueError("a model must not be named 'texts': what needs no model goes by that")
+        return models
+
 
 # --- reading ----------------------------------------------------------------------------------------------
 
@@ -113,7 +142,10 @@ def read_experiment(path: str | Path) -> Experiment:
         _checked(SweepTable, {**said.sweep.model_dump(), **own.sweep}, path, ("sets", name, "sweep"))
         for kind, there in (("models", said.models), ("data", said.data)):
             if unknown := [one for one in getattr(own, kind) or [] if one not in there]:
-                raise ConfigError(f"{path}: [sets.{name}] names '{unknown[0]}', and {kind} are {', '.join(there)}.")
+                raise ConfigError(
+                    f"{path}: [sets.{name}] names '{unknown[0]}', and {kind} are {', '.join(there)}"
+                    f"{meant(unknown[0], there)}."
+                )
     models = {name: one.model_copy(update={"model": _model(path, one.model)}) for name, one in said.models.items()}
     data = {name: one.model_copy(update={"source": _data(path, one.source)}) for name, one in said.data.items()}
     return said.model_copy(update={"models": models, "data": data})
@@ -127,13 +159,24 @@ def _checked(kind: type[Any], said: Any, path: Path, at: tuple[str, ...] = ()) -
         *tables, key = (*at, *map(str, first["loc"])) or ("",)
         table = f"[{'.'.join(tables)}]" if tables else "the file"
         if first["type"] == "extra_forbidden":
-            sentence = f"{table} has '{key}', which is no option there"
+            sentence = f"{table} has '{key}', which is no option there{meant(key, _options(kind, tables))}"
         elif first["type"] == "missing":
             sentence = f"{table} has no '{key}'"
         else:
             place = f"'{key}' in {table}: " if key else ""
             sentence = f"{place}{first['msg'].removeprefix('Value error, ').lower()}"
         raise ConfigError(f"{path}: {sentence}.") from error
+
+
+def meant(name: str, there: Iterable[str]) -> str:
+    """Return a question that names what a mistyped name is most like; nothing where it is like none."""
+    close = get_close_matches(name, there, 1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _options(kind: type[BaseModel], tables: list[str]) -> Iterable[str]:
+    of = {"models": ModelTable, "data": DataTable, "sweep": SweepTable, "sets": SetTable}
+    return (of[tables[0]] if tables and kind is Experiment else kind).model_fields
 
 
 def _parsed(path: Path) -> Any:

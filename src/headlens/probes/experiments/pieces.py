@@ -2,31 +2,40 @@
 
 A piece is one site of one model on one data set, or the texts of a data set without any model. Its result is written
 whole, so that a second run finds it there and does the others; a run that is killed loses the piece in work, and of a
-store that is being written one shard. A result that was made with other options than the file now has is refused.
+store that is being written one shard. A result that was made with other options than the file now has is refused: what
+is to be tried besides belongs in a set of its own, which `compare` puts beside the others.
 
-    RUNS/stores/MODEL/DATA               activations, as `capture_to` writes them; may go when all pieces are done
-    RUNS/results/SET/DATA/MODEL/SITE     a `Sweep`
-    RUNS/results/SET/DATA/texts          a `Sweep` of what needs no model
+    RUNS/stores/MODEL/DATA-HASH                     activations, as `capture_to` writes them; may go when all is done.
+                                                    The hash is of the model's options and the data
+    RUNS/results/SET/DATA/MODEL/SITE                a `Sweep`
+    RUNS/results/SET/DATA/texts                     a `Sweep` of what needs no model
+    RUNS/controls/CONTROL/SET/DATA/MODEL/SITE       a `Sweep` of the same probes on labels of nothing
 
 Models are loaded one after the other, and only where a piece is missing.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headlens._errors import ConfigError, ResultError, StoreError
+import numpy as np
+
+from headlens._errors import ConfigError, DataError, ResultError, StoreError
 from headlens.data.labelled import Labelled, read_labelled
+from headlens.data.text import texts_hash
 from headlens.models import Model, load
-from headlens.probes.experiments.experiment import Experiment, ModelTable, SweepTable
-from headlens.probes.experiments.text_sweep import sweep_texts
+from headlens.probes.experiments.controls import with_labels_of_nothing
+from headlens.probes.experiments.experiment import Experiment, ModelTable, SweepTable, meant
+from headlens.probes.experiments.text_sweep import beside, sweep_direction, sweep_texts
 from headlens.probes.sweep import Sweep, sweep
 from headlens.store import ActivationStore, capture_to
 from headlens.tracing.sites import parse_site
 
 Tell = Callable[[str, int, int], None]
-STORES, RESULTS, TEXTS = "stores", "results", "texts"
+STORES, RESULTS, CONTROLS, TEXTS = "stores", "results", "controls", "texts"
 EVERYTHING = "all"
 """Name of the one set of a file that has no [sets]."""
 
@@ -39,10 +48,13 @@ class Piece(NamedTuple):
     model: str | None
     """None: of the texts alone."""
     site: str
+    control: str | None = None
+    """Which labels of nothing; None: the data's own."""
 
     @property
     def folder(self) -> Path:
-        return Path(RESULTS, self.set, self.data, *((TEXTS,) if self.model is None else (self.model, self.site)))
+        root = (RESULTS,) if self.control is None else (CONTROLS, self.control)
+        return Path(*root, self.set, self.data, *((TEXTS,) if self.model is None else (self.model, self.site)))
 
     def __str__(self) -> str:
         return "/".join(self.folder.parts[1:])
@@ -88,12 +100,15 @@ def read_pieces(out: str | Path) -> dict[Piece, Sweep]:
         If there is none, or one is damaged.
     """
     found = {}
-    for manifest in sorted(Path(out, RESULTS).glob("**/manifest.json")):
-        parts = manifest.parent.relative_to(Path(out, RESULTS)).parts
+    for manifest in sorted(Path(out).glob(f"{RESULTS}/**/manifest.json")) + sorted(
+        Path(out).glob(f"{CONTROLS}/**/manifest.json")
+    ):
+        root, *parts = manifest.parent.relative_to(out).parts
         if any(part.startswith(".") for part in parts):
             continue  # of a run that was killed while it wrote
+        control = parts.pop(0) if root == CONTROLS else None
         set_, data, *rest = parts
-        piece = Piece(set_, data, None, "") if rest == [TEXTS] else Piece(set_, data, rest[0], rest[1])
+        piece = Piece(set_, data, None, "") if rest == [TEXTS] else Piece(set_, data, rest[0], rest[1], control)
         found[piece] = Sweep.load(manifest.parent)
     if not found:
         raise ResultError(f"{out} holds no finished piece of an experiment: run headlens probe sweep first.")
@@ -123,7 +138,8 @@ def _chosen(experiment: Experiment, only: Sequence[str]) -> dict[str, _Set]:
     for name in only:
         if not any(name in names for names in kinds.values()):
             there = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
-            raise ConfigError(f"This experiment has nothing called '{name}' ({there}).")
+            like = meant(name, [one for names in kinds.values() for one in names])
+            raise ConfigError(f"This experiment has nothing called '{name}'{like}: it has {there}.")
     wanted = {kind: [name for name in names if name in only] or names for kind, names in kinds.items()}
     found = {}
     for name in wanted["sets"]:
@@ -144,6 +160,9 @@ class _Work:
         self.experiment, self.out, self.device, self.command = experiment, out, device, command
         self.progress, self.note = progress, note
         self._model: tuple[str, Model] | None = None
+        self._there = 0
+        self._nothing: dict[tuple[str, str, int], np.ndarray | None] = {}
+        self._said: dict[tuple[str, int | None, int], Sweep] = {}
 
     def finish(self, sets: Mapping[str, _Set]) -> list[Piece]:
         data = {name for one in sets.values() for name in one.data}
@@ -152,70 +171,112 @@ class _Work:
         for set_, one in sets.items():
             for name in one.data:
                 pieces.append(Piece(set_, name, None, ""))
-                self._once(pieces[-1], one.sweep, labelled[name], lambda s, d: sweep_texts(d, **_of_texts(s, d)))
+                self._once(pieces[-1], one.sweep, labelled[name], lambda s, d, name=name: self._texts(name, s, d))
         for name in self.experiment.models:
             for source, documents in labelled.items():
                 own = {s: one for s, one in sets.items() if name in one.models and source in one.data}
                 pieces += self._at_sites(own, name, source, documents) if own else []
+        if self._there:
+            self.note(f"{self._there} of {len(pieces)} pieces were there already")
         return pieces
 
     def _at_sites(self, sets: Mapping[str, _Set], model: str, source: str, data: Labelled) -> Iterator[Piece]:
         """Do every site of one model on one data set."""
-        folder = self.out / STORES / model / source
+        folder = self._folder(model, source, data)
         sites = _sites_there(folder) or self._sites(model)
-        pieces = [self.out / Piece(set_, source, model, site).folder for set_ in sets for site in sites]
-        store = None if all(piece.exists() for piece in pieces) else self._store(folder, model, source, data)
-        sites = sites if store is None else store.sites
-        done = 0
-        for set_, one in sets.items():
-            for site in sites:
-                piece = Piece(set_, source, model, site)
-                self._once(piece, one.sweep, data, lambda s, d, site=site: self._sweep(store, site, s, d))
-                done += 1
-                self.progress(f"{model} on {source}", done, len(sets) * len(sites))
-                yield piece
+        pieces = {
+            piece: one.sweep
+            for set_, one in sets.items()
+            for site in sites
+            for piece in (Piece(set_, source, model, site, control) for control in (None, *one.sweep.controls))
+            if piece.control is None or self._labels(piece, one.sweep, data) is not None
+        }
+        missing = [piece for piece, own in pieces.items() if not self._is_there(piece, own, data)]
+        store = self._store(folder, model, data) if missing else None
+        for done, (piece, options) in enumerate(pieces.items(), 1):
+            self._once(piece, options, data, lambda s, d, piece=piece: self._sweep(store, piece, s, d))
+            self.progress(f"{model} on {source}", done, len(pieces))
+            yield piece
 
-    def _sweep(self, store: Any, site: str, options: SweepTable, data: Labelled) -> Sweep:
-        given = {**options.model_dump(exclude={"folds"}), **_rounds(options, data)}
-        found = sweep(store, data.labels, sites=[site], groups=data.groups, device=self.device, **given)  # fmt: skip
+    def _labels(self, piece: Piece, options: SweepTable, data: Labelled) -> np.ndarray | None:
+        """Labels of a piece; None where the data have no such control."""
+        if piece.control is None:
+            return data.labels
+        key = (piece.data, piece.control, options.seed)
+        if key not in self._nothing:
+            try:
+                self._nothing[key] = with_labels_of_nothing(data, piece.control, seed=options.seed)
+            except DataError as error:
+                self._nothing[key] = None
+                self.note(f"{piece.data} has no {piece.control}: {error}")
+        return self._nothing[key]
+
+    def _texts(self, source: str, options: SweepTable, data: Labelled) -> Sweep:
+        key = (source, options.folds, options.seed)  # all that it depends on: sets mostly agree
+        if key not in self._said:
+            self._said[key] = sweep_texts(data, **_of_texts(options, data))
+        return self._said[key]
+
+    def _sweep(self, store: Any, piece: Piece, options: SweepTable, data: Labelled) -> Sweep:
+        given = {**options.model_dump(exclude={"folds", "controls"}), **_rounds(options, data)}
+        labels = self._labels(piece, options, data)
+        if piece.control is not None:
+            given["seeds"] = options.seeds[:1]
+        found = sweep(store, labels, sites=[piece.site], groups=data.groups, device=self.device, **given)
+        if piece.control is None:
+            rows = store.rows(piece.site)
+            found = beside(found, [sweep_direction(rows, data, piece.site, **_of_texts(options, data))])
         return replace(found, provenance=replace(found.provenance, models=(store.manifest.settings.model,)))
 
     def _once(
         self, piece: Piece, options: SweepTable, data: Labelled, make: Callable[[SweepTable, Labelled], Sweep]
     ) -> None:
-        """Make a piece that is not there; check one that is."""
-        folder = self.out / piece.folder
-        asked = {**options.model_dump(), "data": data.hash}
-        if piece.model is None:
-            asked = {name: asked[name] for name in ("folds", "seed", "data")}
-        else:
-            asked |= self.experiment.models[piece.model].model_dump(
-                exclude={"sites", "layers", "batch_tokens", "shard_mb"}
-            )
-        if folder.exists():
-            there = Sweep.load(folder).provenance.data["asked"]
-            if other := [name for name in asked if there.get(name) != asked[name]]:
-                name = other[0]
-                raise ResultError(
-                    f"{folder} was made with {name} {there.get(name)}, and this experiment has {asked[name]}: name "
-                    "another folder, or remove that one."
-                )
-            self.note(f"{piece}: there already")
+        """Make a piece that is not there."""
+        if self._is_there(piece, options, data):
+            self._there += 1
             return
         found = make(options, data)
-        told = {**found.provenance.data, "asked": asked, "documents": data.described}
-        replace(found, provenance=replace(found.provenance, data=told, command=self.command)).save(folder)
+        told = {**found.provenance.data, "asked": self._asked(piece, options, data), "documents": data.described}
+        made = replace(found, provenance=replace(found.provenance, data=told, command=self.command))
+        made.save(self.out / piece.folder)
+
+    def _asked(self, piece: Piece, options: SweepTable, data: Labelled) -> dict[str, Any]:
+        """All that a piece depends on."""
+        asked = {**options.model_dump(exclude={"controls"}), "data": data.hash}
+        if piece.model is None:
+            return {name: asked[name] for name in ("folds", "seed", "data")}
+        captured = {"sites", "layers", "batch_tokens", "shard_mb"}
+        return asked | self.experiment.models[piece.model].model_dump(exclude=captured)
+
+    def _is_there(self, piece: Piece, options: SweepTable, data: Labelled) -> bool:
+        """Whether a piece is done; raise where it was made otherwise."""
+        folder = self.out / piece.folder
+        if not folder.exists():
+            return False
+        asked, there = self._asked(piece, options, data), Sweep.load(folder).provenance.data["asked"]
+        if other := [name for name in asked if there.get(name) != asked[name]]:
+            name = other[0]
+            raise ResultError(
+                f"{folder} was made with {name} {there.get(name)}, and this experiment has {asked[name]}: put what "
+                "is new in a set of its own, name another folder, or remove that one."
+            )
+        return True
 
     # --- stores ---
 
-    def _store(self, folder: Path, name: str, source: str, data: Labelled) -> ActivationStore:
+    def _folder(self, name: str, source: str, data: Labelled) -> Path:
+        """Where a store lies: another one for other sites, options or texts."""
+        asked = json.dumps([self.experiment.models[name].model_dump(), texts_hash(data.texts)], sort_keys=True)
+        return self.out / STORES / name / f"{source}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+    def _store(self, folder: Path, name: str, data: Labelled) -> ActivationStore:
         table, done = self.experiment.models[name], 0
         model = self._loaded(name)
 
         def tell(more: int) -> None:
             nonlocal done
             done += more
-            self.progress(f"capture {name} on {source}", done, len(data))
+            self.progress(f"capture {name} on {folder.name}", done, len(data))
 
         return capture_to(
             folder, model, list(data.texts), self._sites(name), dtype=table.store_dtype,
