@@ -96,7 +96,9 @@ def _stores(sizes: tuple[float, ...]) -> Iterator[harness.Row]:
 def _swept(folder: str, probes: str) -> tuple[float, float]:
     """Peak memory in MB of a process of its own, and the rows that it read."""
     command = [sys.executable, "-m", "benchmarks.probing", f"{folder}/store", probes]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"The sweep ended with status {done.returncode}: {done.stderr[-2000:]}")
     megabytes, n_read = map(float, done.stdout.split())
     return megabytes, n_read
 
