@@ -19,7 +19,7 @@ Axes: row; d_in = numbers that the dictionary reads; d_sae = features; entry = o
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -108,10 +108,14 @@ class Split:
         return self.explained + self.bias + self.error
 
     @property
+    def weighted(self) -> Active:
+        """Which features are active, and how many times its vector each is there."""
+        return replace(self.active, values=self.weights)
+
+    @property
     def explained(self) -> Float[Tensor, "row d_in"]:
         """What the features hold of each row."""
-        active = self.active
-        return Active(active.offsets, active.features, self.weights, active.d_sae).times(self.vectors)
+        return self.weighted.times(self.vectors)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -209,7 +213,7 @@ class Dictionary(ABC):
         at = at.to(torch.promote_types(at.dtype, self.vectors.dtype))
         weights, bias = self._scales(at, active)
         vectors = self.vectors.to(at.dtype)
-        explained = Active(active.offsets, active.features, weights, active.d_sae).times(vectors)
+        explained = replace(active, values=weights).times(vectors)
         return Split(active, weights, vectors, bias.expand_as(at), at - explained - bias)
 
     def reconstruct(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:

@@ -27,7 +27,7 @@ from headlens._errors import DataError
 from headlens._result import Provenance, Result
 from headlens.fra.pairs import RAW, Form, PairValues, all_pairs, channel, sparse_pairs, summed, top_pairs
 from headlens.fra.sides import OTHERS, Side
-from headlens.models.head import visible
+from headlens.models.head import capped, visible
 from headlens.tracing.verify import relative_error
 
 
@@ -78,8 +78,7 @@ class FeatureAttention(Result):
     def error(self) -> float:
         """Return the largest difference of the (soft-capped) sums from the model's own scores, by the largest score."""
         sums, own = self.sums()[self._visible], self.own[self._visible]
-        sums = sums if self.softcap is None else self.softcap * torch.tanh(sums / self.softcap)
-        return relative_error(sums, own)
+        return relative_error(capped(sums, self.softcap), own)
 
     # --- pairs ---
 
@@ -254,7 +253,7 @@ class FeatureAttention(Result):
         if self.softcap is None:
             return RAW
         u = summed(self.query, self.key)
-        return Form(factor=torch.where(u == 0, 1.0, self.softcap * torch.tanh(u / self.softcap) / u))
+        return Form(factor=torch.where(u == 0, 1.0, capped(u, self.softcap) / u))
 
     def _check_seen(self, query: int, key: int) -> None:
         n = len(self.tokens)

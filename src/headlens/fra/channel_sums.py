@@ -56,7 +56,9 @@ class ChannelSums:
         self.n_features, n = len(vectors), len(vectors) + len(OTHERS)
         wide = {"dtype": torch.float64, "device": vectors.device}
         self.sums = torch.zeros(len(of), 2, n, n, **wide)
-        """Total and attended; of heads with `fixed` directions, features without the products of directions."""
+        """Total and attended; of pairs of features of heads with `fixed` directions, attended activations alone."""
+        self.activations = torch.zeros(self.n_features, self.n_features, **wide)
+        """Sums of activations over all pairs, the same for all heads with `fixed` directions."""
         self.count, self.weight, self.far = (torch.zeros(n, n, **wide) for _ in range(3))
         self.extremes = torch.zeros(len(of), 3, n, n, **wide) if extremes else None
         """Sum of absolute values, highest value (at least 0), lowest (at most 0)."""
@@ -74,11 +76,12 @@ class ChannelSums:
         self.n_texts, self.n_tokens = self.n_texts + 1, self.n_tokens + len(text.ids)
         self.n_pairs, self.n_queries = self.n_pairs + int(seen.sum()), self.n_queries + int(counted.sum())
         self._add_occurrences(text, seen)
+        sums = self._add_activations(text, seen) if any(self.fixed) else None
         for h, head in enumerate(self.of):
             looks = torch.stack([seen.to(text.x.dtype), text.pattern[self.heads[h]] * seen])
             fixed = self.fixed[h]
-            if fixed is not None:
-                self._add_fixed(h, fixed, text, looks)
+            if fixed is not None and sums is not None:
+                self._add_fixed(h, fixed, text, looks, *sums)
             if fixed is None or self.extremes is not None:
                 query, key = sides(head, text.x, text.parts, normalized=self.normalized)
                 if fixed is None:
@@ -94,6 +97,7 @@ class ChannelSums:
         sums, f = self.sums.clone(), self.n_features
         for h, fixed in enumerate(self.fixed):
             if fixed is not None:
+                sums[h, 0, :f, :f] = self.activations
                 sums[h, :, :f, :f] *= fixed[0].double() @ fixed[1].double().T
         return sums[:, 0], sums[:, 1]
 
@@ -132,14 +136,23 @@ class ChannelSums:
         self.weight += rows.times(looks @ key)
         self.far += rows.times((looks * (at[:, None] - at)) @ key)
 
-    def _add_fixed(self, h: int, fixed: tuple[Tensor, Tensor], text: Text, looks: Float[Tensor, "z query key"]) -> None:
-        """Sum activations for pairs of features, and vectors for all others."""
+    def _add_activations(self, text: Text, seen: Bool[Tensor, "query key"]) -> tuple["_Rows", Tensor, Tensor]:
+        """Sum products of activations for all heads at once; return activations, sparse and dense, and running sums."""
+        norm, weights = self.of[0].query_norm, text.parts.weighted.dense()
+        if norm is not None and not self.normalized:
+            weights = weights * norm.inverse(text.x)
+        rows, running = _Rows.of_dense(weights), seen.to(text.x.dtype) @ weights
+        self.activations += rows.times(running)
+        return rows, weights, running
+
+    def _add_fixed(
+        self, h: int, fixed: tuple[Tensor, Tensor], text: Text, looks: Float[Tensor, "z query key"], rows: "_Rows",
+        weights: Float[Tensor, "token feature"], running: Float[Tensor, "token feature"],
+    ) -> None:  # fmt: skip
+        """Sum attended activations for pairs of features, and vectors for all others."""
         f, (a, b), head, own = self.n_features, fixed, self.of[h], self.sums[h]
-        weights = Active(text.parts.active.offsets, text.parts.active.features, text.parts.weights, f).dense()
-        if head.query_norm is not None and not self.normalized:
-            weights = weights * head.query_norm.inverse(text.x)
-        run = looks @ weights
-        own[:, :f, :f] += _Rows.of_dense(weights).times(torch.cat([run[0], run[1]], 1)).view(f, 2, f).transpose(0, 1)
+        run = torch.stack([running, looks[1] @ weights])
+        own[1, :f, :f] += rows.times(run[1])
 
         others = sides(head, text.x, _without_features(text.parts), normalized=self.normalized)
         query, key = (_of_others(one, f) for one in others)

@@ -36,9 +36,10 @@ from headlens.dictionaries import Dictionary
 from headlens.dictionaries.dictionary import Split
 from headlens.dictionaries.sites import fitted
 from headlens.fra.attention import FeatureAttention
-from headlens.fra.pairs import all_pairs
+from headlens.fra.pairs import all_pairs, summed
 from headlens.fra.resolve import resolve, seen
 from headlens.models import Head, Model, load
+from headlens.models.head import capped
 from headlens.tracing.capture import capture
 from headlens.tracing.edit import Edit, edit
 
@@ -135,13 +136,8 @@ def without(found: FeatureAttention, term: Float[Tensor, "*set query key"]) -> F
     """Return the model's scores less a term, which is taken out before the soft-cap."""
     if found.softcap is None:
         return found.own - term
-    sums = found.query.sums() @ found.key.sums().T
-
-    def capped(u: Tensor) -> Tensor:
-        assert found.softcap is not None
-        return found.softcap * torch.tanh(u / found.softcap)
-
-    return found.own + capped(sums - term) - capped(sums)
+    sums = summed(found.query, found.key)
+    return found.own + capped(sums - term, found.softcap) - capped(sums, found.softcap)
 
 
 def term(found: FeatureAttention, channels: Channels) -> Float[Tensor, "query key"]:
@@ -162,14 +158,13 @@ def recomputed_term(
     """Return what channels add to each score if norms answer to their removal."""
     at = torch.arange(len(x), device=x.device)
     queries, keys = head.query(x, at), head.key(x, at)
-    whole = 0.0
-    dense = parts.active.dense().to(x.dtype)
-    dense[parts.active.rows, parts.active.features] = parts.weights.to(x.dtype)
+    whole = queries.new_zeros(len(x), len(x))
+    dense = parts.weighted.dense().to(x.dtype)
     for i, j in channels:
         query = queries - head.query(x - dense[:, i, None] * parts.vectors[i].to(x.dtype), at)
         key = keys - head.key(x - dense[:, j, None] * parts.vectors[j].to(x.dtype), at)
         whole = whole + head.scale * query @ key.T
-    return whole * torch.ones_like(queries @ keys.T)
+    return whole
 
 
 # --- one text ---------------------------------------------------------------------------------------------
@@ -258,11 +253,9 @@ def _effects(model: Model, found: FeatureAttention, scores: Float[Tensor, "set q
             return new
 
         many = ids.expand(len(rows), -1)
+        whole = torch.ones_like(many, dtype=torch.bool)
         with edit(model, Edit(f"{at}.hook_attn_scores", put)):
-            (batch,) = capture(
-                model, many, wanted, mask=torch.ones_like(many, dtype=torch.bool), batch_tokens=many.numel()
-            )
-        with edit(model, Edit(f"{at}.hook_attn_scores", put)):
+            (batch,) = capture(model, many, wanted, mask=whole, batch_tokens=many.numel())
             logits = model.forward(many).logits
         log_p = logits[:, :-1].float().log_softmax(-1).gather(2, many[:, 1:, None])[..., 0]
         return batch[f"{at}.hook_pattern"], batch[f"{at}.hook_z"], -log_p.mean(1)

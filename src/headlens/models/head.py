@@ -124,7 +124,7 @@ class Head:
 
     def cap(self, score: Tensor) -> Tensor:
         """Apply the soft-cap, where the architecture has one."""
-        return score if self.softcap is None else self.softcap * torch.tanh(score / self.softcap)
+        return capped(score, self.softcap)
 
     def visible(
         self, n_tokens: int, keys: Bool[Tensor, "*any token"] | None = None
@@ -188,6 +188,11 @@ class Head:
         vector = _affine(y, W, b)
         vector = vector if qk_norm is None else qk_norm(vector, y)
         return vector if position is None or self.rotary is None else self.rotary(vector, position)
+
+
+def capped(score: Tensor, softcap: float | None) -> Tensor:
+    """Apply a soft-cap, where there is one."""
+    return score if softcap is None else softcap * torch.tanh(score / softcap)
 
 
 def visible(n_tokens: int, window: int | None = None, *, device: Any = None) -> Bool[Tensor, "query key"]:
