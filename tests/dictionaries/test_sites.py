@@ -11,8 +11,10 @@ from headlens._errors import DataError, SiteError
 from headlens.dictionaries import Autoencoder, check_site, fitted, wrapped
 from tests.dictionaries.test_dictionary import made
 from tests.families import build
+from tests.fra.made import crosscoder
 
 LAYER, HEAD = 1, 2
+SAME = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre")
 IDS = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -255,3 +257,12 @@ def test_a_wrapped_dictionary_is_used_as_it_is(gpt2):
     assert fitted(sae, gpt2, LAYER, HEAD).site == "blocks.1.hook_resid_pre"
     with pytest.raises(DataError, match="must read what headlens shows"):
         fitted(dataclasses.replace(sae, convention="centred"), gpt2, LAYER, HEAD)
+
+
+def test_a_crosscoder_under_the_other_name_of_its_site_reads_the_same(gpt2):
+    own = [crosscoder(gpt2.d_model, ["blocks.0.hook_resid_pre", at], at) for at in SAME]
+    found = [fitted(one, gpt2, LAYER, HEAD) for one in own]
+    assert [one.inputs for one in found] == [("blocks.0.hook_resid_pre", SAME[1])] * 2
+    ids = torch.arange(5, 25)
+    one, other = (hl.fra.resolve(gpt2, own_, ids, LAYER, HEAD) for own_ in own)
+    assert torch.equal(one.key.vector, other.key.vector)

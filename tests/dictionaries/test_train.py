@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 import headlens as hl
-from headlens._errors import DataError, MissingExtra, OutputError, SiteError, StoreMismatch
+from headlens._errors import DataError, MissingExtra, OutputError, SiteError, StoreError, StoreMismatch
+from headlens._lock import only_process
 from headlens.dictionaries import evaluate, load, train
 from headlens.dictionaries import trainer as trainers
 from headlens.dictionaries.trainer import Plan, Trainer
@@ -33,6 +36,27 @@ def store(model, tmp_path_factory):
     corpus = [[1, *rng.integers(3, 97, 20).tolist()] for _ in range(60)]
     folder = tmp_path_factory.mktemp("store") / "acts"
     return hl.capture_to(folder, model, corpus, [RESID, "blocks.1.ln1.hook_normalized", Z])
+
+
+KILLED = f"""
+import os, signal, sys
+import headlens as hl
+from headlens.dictionaries import trainer, train
+from tests.families import build
+training = sys.modules["headlens.dictionaries.train"]
+training.SAVE_EVERY = 0.0
+out, store, (kind, after) = sys.argv[1], sys.argv[2], sys.argv[3].split()
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+writes, save = [], trainer.save
+def half(tensors):
+    writes.append(1)
+    if kind == "write" and len(writes) == int(after): die()
+    return save(tensors)
+trainer.save = half
+step = lambda done, _: die() if kind == "step" and done == int(after) else None
+train(hl.load(build("gpt2")), hl.ActivationStore(store), {RESID!r}, out=out, resume=True, progress=step, **{FEW!r})
+"""
+"""Train on until a step is done, or a checkpoint is half-written."""
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -183,6 +207,25 @@ def test_a_stop_costs_nothing(sae_lens, model, store, tmp_path, monkeypatch, arc
     )
     assert steps == list(range(after + 1, 7))
     assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_kill_costs_nothing(sae_lens, model, store, tmp_path):
+    """A real one, SIGKILL, at each of two steps and while a checkpoint is written."""
+    train(model, store, RESID, out=tmp_path / "whole", **FEW)
+    for when in ("step 2", "write 2", "step 5"):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(store.path), when])
+        assert killed.returncode == -signal.SIGKILL, when
+        assert not (tmp_path / "cut").exists()
+    train(model, store, RESID, out=tmp_path / "cut", resume=True, **FEW)
+    assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".cut")]
+
+
+def test_two_do_not_train_to_one_folder(sae_lens, model, store, tmp_path):
+    with only_process(tmp_path / ".out.work"), pytest.raises(StoreError, match="another process"):
+        train(model, store, RESID, out=tmp_path / "out", **FEW)
+    train(model, store, RESID, out=tmp_path / "out", **FEW)
 
 
 def test_a_finished_dictionary_is_read_and_not_trained_again(sae_lens, model, store, tmp_path):

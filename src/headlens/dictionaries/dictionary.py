@@ -155,6 +155,10 @@ class Dictionary(ABC):
         """The sites whose values `encode` reads."""
         return () if self.site is None else (self.site,)
 
+    def under(self, site: str) -> "Dictionary":
+        """Return it with its site under another name that the same values have."""
+        return replace(self, site=site)
+
     @abstractmethod
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return how active each feature is."""

@@ -95,7 +95,7 @@ def fitted(dictionary: Dictionary, model: Model, layer: int, head: int, *, at: A
     """
     site = check_site(dictionary, model, layer, head, at=at)
     if dictionary.convention == "site":
-        return dictionary if site == dictionary.site else replace(dictionary, site=site)
+        return dictionary if site == dictionary.site else dictionary.under(site)
     if not isinstance(dictionary, Autoencoder):
         raise DataError("A wrapped dictionary must read what headlens shows at its site: convert where it encodes.")
     return _converted(dictionary, model, layer, site)

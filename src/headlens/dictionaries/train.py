@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save
 
 from headlens._errors import DataError, OutputError, StoreMismatch
 from headlens._files import whole_folder
+from headlens._lock import LOCK, only_process
 from headlens._result import versions
 from headlens.dictionaries.autoencoder import Autoencoder
 from headlens.dictionaries.batches import batches, held_out
@@ -106,6 +107,8 @@ def train(
         If the store is of another model; or, with `resume`, `out` was begun otherwise.
     DataError
         If an option is out of range, or too few documents are left to train on or to measure with.
+    StoreError
+        If another process trains to `out`.
     OutputError
         If there is something at `out` already and `resume` is not set, or it cannot be written.
     """
@@ -115,20 +118,28 @@ def train(
     _check(architecture, d_sae, k, l1, tokens, batch, lr, seed, share_held_out, dtype)
     import_sae_lens()  # that it is missing should not be found out after a capture
     model, work = load(source, **load_options), out.with_name(f".{out.name}.work")
-    store = _store(model, corpus, site, work / "activations")
-    rows = store.rows(site, head=head)
-    d_sae = 8 * rows.width if d_sae is None else d_sae
-    if architecture != "relu" and k > d_sae:
-        raise DataError(f"k is {k}, and there are only {d_sae} features to be active.")
-    plan = Plan(architecture, rows.width, d_sae, k, l1, max(1, tokens // batch), batch, lr, seed)
-    away = held_out(store.tokens, share_held_out, seed=seed)
-    about = _about(model, rows, plan, dtype, share_held_out, away)
-    if out.exists():
-        return _finished(out, about)
-    trainer = _trained(plan, rows, np.flatnonzero(~away), work / "checkpoint", about, str(model.device), progress)
-    made = _written(out, trainer, about, model, [store.tokens[i] for i in np.flatnonzero(away)[:MEASURED]], dtype)
-    shutil.rmtree(work, ignore_errors=True)
+    with only_process(work, passing=True):
+        store = _store(model, corpus, site, work / "activations")
+        rows = store.rows(site, head=head)
+        d_sae = 8 * rows.width if d_sae is None else d_sae
+        if architecture != "relu" and k > d_sae:
+            raise DataError(f"k is {k}, and there are only {d_sae} features to be active.")
+        plan = Plan(architecture, rows.width, d_sae, k, l1, max(1, tokens // batch), batch, lr, seed)
+        away = held_out(store.tokens, share_held_out, seed=seed)
+        about = _about(model, rows, plan, dtype, share_held_out, away)
+        if out.exists():
+            return _finished(out, about)
+        trainer = _trained(plan, rows, np.flatnonzero(~away), work / "checkpoint", about, str(model.device), progress)
+        made = _written(out, trainer, about, model, [store.tokens[i] for i in np.flatnonzero(away)[:MEASURED]], dtype)
+        _clear(work)
     return made
+
+
+def _clear(work: Path) -> None:
+    """Remove what is of no more use, what a kill left half-written included; the lock goes by itself."""
+    for part in work.iterdir():
+        if part.name != LOCK:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _check(

@@ -59,6 +59,10 @@ class Wrapped(Dictionary):
     def inputs(self) -> tuple[str, ...]:
         return self.reads or super().inputs
 
+    def under(self, site: str) -> "Wrapped":
+        """Return it with its site under another name that the same values have."""
+        return replace(self, site=site, reads=tuple(site if own == self.site else own for own in self.reads))
+
     @property
     def digest(self) -> str:
         """A hash of the vectors and the bias: what encodes cannot be hashed."""

@@ -5,7 +5,7 @@ FA is bilinear in the parts of queries and keys, so that the sum over keys comes
 
     sum_q sum_k <u_qi, v_kj>  =  sum_q <u_qi, V_qj>,        V_qj = sum_(k seen by q) v_kj    or    sum_k A[q, k] v_kj
 
-and what is left is a product of a sparse matrix, for each query has few sources, and a dense one.
+and what is left is, query by query, a product of few parts u_qi and V_q, added up by i.
 
 Heads that neither rotate nor norm their queries have u_qi = f_qi a_i and v_kj = f_kj b_j for features. Sums of
 activations then serve all heads, and only the sources that are no features are summed as vectors:
@@ -14,7 +14,8 @@ activations then serve all heads, and only the sources that are no features are 
 
 Short texts are counted some `ROWS` tokens at a time, so that sums of source x source numbers are not touched for each.
 
-Memory: for those tokens some token x source numbers; where heads rotate, of one text token x d_head x source numbers.
+Memory: for those tokens some token x source numbers; where heads rotate, of one text token x d_head x source numbers,
+and for `QUERIES` of its tokens twice row of a side x source numbers.
 
 Axes: token = query = key; i, j = sources; z = total, attended; s = sources that are no features.
 """
@@ -29,15 +30,17 @@ from torch.nn.functional import embedding_bag
 
 from headlens.dictionaries.dictionary import Active, Split
 from headlens.fra.pairs import all_pairs
-from headlens.fra.sides import OTHERS, Side, directions, sides
+from headlens.fra.sides import OTHERS, Side, Used, directions, sides
 from headlens.models import Head
 from headlens.models.head import visible
 from headlens.models.norm import Norm
 
 ROWS = 1024
 """Tokens that are counted together, or one text."""
+QUERIES = 128
+"""Queries whose products with sums over keys are held at once, where heads rotate."""
 BLOCK = 32
-"""Queries whose sums over keys are made at once."""
+"""Queries whose sums over keys are."""
 
 
 class Text(NamedTuple):
@@ -176,16 +179,18 @@ class ChannelSums:
 
     def _add_single(self, h: int, texts: "_Texts", attended: list[Tensor]) -> None:
         """Sum over the pairs of single texts: for heads that rotate, and for extremes."""
-        n, some = len(self.count), None
-        for text, seen, weights in zip(texts.each, texts.seen, attended, strict=True):
-            query, key = sides(self.of[h], text.x, text.parts, normalized=self.normalized)
+        names, some = texts.sources, None
+        for text, used, seen, weights in zip(texts.each, texts.used, texts.seen, attended, strict=True):
+            query, key = sides(self.of[h], text.x, text.parts, normalized=self.normalized, used=used)
             if self.fixed[h] is None:
-                some = query.vector.new_zeros(2, n, n) if some is None else some
-                _add_sides(some, query, key, torch.stack([seen.to(weights.dtype), weights]))
+                some = query.vector.new_zeros(2, len(names), len(names)) if some is None else some
+                _add_sides(some, names, query, key, torch.stack([seen.to(weights.dtype), weights]))
             if self.extremes is not None:
                 _add_extremes(self.extremes[h], query, key, seen, self.of[h].window)
-        if some is not None:
+        if some is not None and len(names) == len(self.count):
             self.sums[h] += some
+        elif some is not None:
+            self.sums[h][:, names[:, None], names] += some
 
 
 class _Texts(NamedTuple):
@@ -196,6 +201,7 @@ class _Texts(NamedTuple):
     parts: Split
     seen: list[Tensor]
     """Of each, (query, key): which pairs count."""
+    used: list[Used]
 
     @classmethod
     def of(cls, texts: list[Text], skip: Tensor, window: int | None) -> "_Texts":
@@ -204,7 +210,20 @@ class _Texts(NamedTuple):
             counted = ~torch.isin(text.ids, skip)
             near = visible(len(text.ids), window, device=counted.device)
             seen.append(near & counted[:, None] & counted)
-        return cls(texts, torch.cat([text.x for text in texts]), _joined([text.parts for text in texts]), seen)
+        return cls(
+            texts,
+            torch.cat([text.x for text in texts]),
+            _joined([text.parts for text in texts]),
+            seen,
+            [Used.of(text.parts) for text in texts],
+        )
+
+    @property
+    def sources(self) -> Int[Tensor, " some"]:
+        """Sources that occur in these texts, ascending, or all where most do: to pick some out takes time as well."""
+        features, n = self.parts.active.features.unique(), len(self.parts.vectors)
+        every = torch.arange(n + len(OTHERS), device=features.device)
+        return every if 2 * len(features) > n else torch.cat([features, every[n:]])
 
     def over(self, looks: Sequence[Tensor], of_keys: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
         """Sum rows of keys for each query, as it looks at them: (query, key) of each text."""
@@ -272,15 +291,6 @@ class _Rows(NamedTuple):
         counts = torch.bincount(source, minlength=values.shape[1])
         return cls(row, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), values[row, source])
 
-    @classmethod
-    def of_side(cls, side: Side, n_sources: int) -> "_Rows":
-        """Rows of the table are (token, d_head)."""
-        order = torch.argsort(side.source, stable=True)
-        d = side.vector.shape[1]
-        counts = torch.bincount(side.source, minlength=n_sources) * d
-        index = side.position[order][:, None] * d + torch.arange(d, device=order.device)
-        return cls(index.flatten(), torch.cat([counts.new_zeros(1), counts.cumsum(0)]), side.vector[order].flatten())
-
     def ones(self) -> "_Rows":
         return self._replace(weight=None)
 
@@ -293,19 +303,42 @@ class _Rows(NamedTuple):
         )
 
 
-def _add_sides(found: Float[Tensor, "z i j"], query: Side, key: Side, looks: Float[Tensor, "z query key"]) -> None:
-    """Sum over all pairs of two sides, as each of `looks` weighs them."""
-    n_tokens, d, n = key.n_tokens, key.vector.shape[1], found.shape[-1]
+def _add_sides(
+    found: Float[Tensor, "z i j"], names: Int[Tensor, " i"], query: Side, key: Side,
+    looks: Float[Tensor, "z query key"],
+) -> None:  # fmt: skip
+    """Sum over all pairs of two sides, as each of `looks` weighs them; `names` are the sources that i and j are."""
+    n_tokens, d, n = key.n_tokens, key.vector.shape[1], len(names)
     dense = key.vector.new_zeros(n_tokens, d, n)
-    dense[key.position[:, None], torch.arange(d, device=dense.device), key.source[:, None]] = key.vector
-    table = dense.new_empty(len(looks), n_tokens, d * n)
-    for start in range(0, n_tokens, BLOCK):
-        stop = min(start + BLOCK, n_tokens)  # no query of the block sees a key beyond
-        for one, look in zip(table, looks, strict=True):
-            torch.mm(look[start:stop, :stop], dense.flatten(1)[:stop], out=one[start:stop])
-    rows = _Rows.of_side(query, n)
-    for one, own in zip(found, table.view(len(looks), n_tokens * d, n), strict=True):
-        one += rows.times(own)
+    slot = torch.searchsorted(names, key.source)
+    dense[key.position[:, None], torch.arange(d, device=dense.device), slot[:, None]] = key.vector
+    for start in range(0, n_tokens, QUERIES):
+        queries, rows = _by_query(query, names, start, min(start + QUERIES, n_tokens))
+        products = dense.new_empty(len(looks), *queries.shape[:2], n)
+        for first in range(0, len(queries), BLOCK):
+            here = slice(first, min(first + BLOCK, len(queries)))
+            seen = start + here.stop  # no query of the block sees a key beyond
+            keys = looks[:, start + first : seen, :seen].flatten(0, 1) @ dense[:seen].flatten(1)
+            for one, own in zip(products, keys.view(len(looks), -1, d, n), strict=True):
+                torch.bmm(queries[here], own, out=one[here])
+        for one, own in zip(found, products, strict=True):
+            one += rows.times(own.flatten(0, 1))
+
+
+def _by_query(
+    query: Side, names: Int[Tensor, " i"], start: int, stop: int
+) -> tuple[Float[Tensor, "some most d_head"], _Rows]:
+    """Return the parts of some queries as one array, each with room for as many as the largest, and where they add."""
+    here = slice(int(query.offsets[start]), int(query.offsets[stop]))
+    at = query.position[here] - start
+    place = torch.arange(here.start, here.stop, device=at.device) - query.offsets[start:stop][at]
+    most = int(query.offsets[start : stop + 1].diff().max())
+    parts = query.vector.new_zeros(stop - start, most, query.vector.shape[1])
+    parts[at, place] = query.vector[here]
+    slot = torch.searchsorted(names, query.source[here])
+    order = torch.argsort(slot, stable=True)
+    counts = torch.bincount(slot, minlength=len(names))
+    return parts, _Rows((at * most + place)[order], torch.cat([counts.new_zeros(1), counts.cumsum(0)]), None)
 
 
 def _without_features(parts: Split) -> Split:

@@ -20,6 +20,8 @@ Source: Anthropic 2025 (QK attributions), for other architectures as `Head` has 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +52,7 @@ class Side:
     def n_tokens(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def position(self) -> Int[Tensor, " row"]:
         """Position of each row."""
         counts = self.offsets.diff()
@@ -81,7 +83,7 @@ class Side:
 
 
 def sides(
-    head: Head, x: Float[Tensor, "token d_model"], parts: Split, *, normalized: bool = False
+    head: Head, x: Float[Tensor, "token d_model"], parts: Split, *, normalized: bool = False, used: "Used | None" = None
 ) -> tuple[Side, Side]:
     """Return the parts of a head's queries, scale included, and of its keys, over one text.
 
@@ -93,12 +95,28 @@ def sides(
         The residual stream that the head's block reads.
     parts
         What x is made of; or, if `normalized`, what the norm before the head makes of x.
+    used
+        `Used.of(parts)`, where it is wanted for several heads.
     """
     frozen = head.freeze_norms(x, x)
     norms = (None, None) if normalized else (frozen.query_norm, frozen.key_norm)
     query = PartMap(norms[0], frozen.W_Q, frozen.b_Q, frozen.query_qk_norm, frozen, frozen.scale)
     key = PartMap(norms[1], frozen.W_K, frozen.b_K, frozen.key_qk_norm, frozen, 1.0)
-    return query.side(parts), key.side(parts)
+    used = Used.of(parts) if used is None else used
+    return query.side(parts, used), key.side(parts, used)
+
+
+class Used(NamedTuple):
+    """The vectors that are active anywhere in a text, taken together once for all that is made of them."""
+
+    vectors: Float[Tensor, "some d_model"]
+    which: Int[Tensor, " entry"]
+    """The row of `vectors` of each active feature."""
+
+    @classmethod
+    def of(cls, parts: Split) -> "Used":
+        features, which = parts.active.features.unique(return_inverse=True)
+        return cls(parts.vectors.index_select(0, features), which)
 
 
 def directions(
@@ -125,41 +143,47 @@ class PartMap:
     head: Head
     scale: float
 
-    def side(self, parts: Split) -> Side:
+    def side(self, parts: Split, used: Used | None = None) -> Side:
         """Map every source at every position."""
-        active, n_tokens, n_features = parts.active, len(parts.error), len(parts.vectors)
-        every = torch.arange(n_tokens, device=parts.error.device)
-        ones = parts.weights.new_ones(n_tokens)
-        used, which = active.features.unique(return_inverse=True)
-        features = parts.weights[:, None] * self.through(parts.vectors[used])[which]
-        rows = [(active.features, active.rows, active.values.to(ones.dtype), features)]
-        for i, own in enumerate((parts.bias, parts.error)):
-            rows.append((torch.full_like(every, n_features + i), every, ones, self.through(own)))
+        vectors, which = Used.of(parts) if used is None else used
+        weights, constants = parts.weights, self._constants()
+        others = [(0, self.through(parts.bias)), (1, self.through(parts.error))]
         if self.norm is not None and self.norm.scale is not None:
-            rows = [(*row[:3], row[3] * self.norm.scale[row[1]]) for row in rows]
-        for i, constant in enumerate(self._constants(), 2):
-            if constant is not None:
-                rows.append((torch.full_like(every, n_features + i), every, ones, constant.expand(n_tokens, -1)))
-        return self._sorted(rows, n_tokens)
+            weights = weights * self.norm.scale[parts.active.rows, 0]
+            others = [(i, own * self.norm.scale) for i, own in others]
+        others += [(i, own.expand(parts.error.shape[0], -1)) for i, own in enumerate(constants, 2) if own is not None]
+        return self._placed(parts, self.through(vectors).index_select(0, which).mul_(weights[:, None]), others)
 
     def through(self, vectors: Float[Tensor, "some d_model"]) -> Float[Tensor, "some d_head"]:
         """Map vectors by all that is the same at every position."""
-        if self.norm is not None:
-            vectors = replace(self.norm, bias=None, scale=vectors.new_ones(()))(vectors)
-        return vectors @ self.W
+        return vectors @ (self.W if self.norm is None else self.norm.before(self.W))
 
     def _constants(self) -> tuple[Tensor | None, Tensor | None]:
         """What the norm's bias and the projection's add at every position."""
         beta = None if self.norm is None else self.norm.bias
         return (None if beta is None else beta @ self.W), self.b
 
-    def _sorted(self, rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], n_tokens: int) -> Side:
-        source, position, activation, vector = (torch.cat(part) for part in zip(*rows, strict=True))
-        order = torch.argsort(position, stable=True)
-        position, vector = position[order], vector[order]
-        vector = self._after(vector, position)
-        offsets = torch.searchsorted(position, torch.arange(n_tokens + 1, device=position.device))
-        return Side(offsets, source[order], activation[order], vector)
+    def _placed(
+        self, parts: Split, features: Float[Tensor, "entry d_head"],
+        others: Sequence[tuple[int, Float[Tensor, "token d_head"]]],
+    ) -> Side:  # fmt: skip
+        """Lay out each position's features, and then its other sources."""
+        active, n, device = parts.active, len(others), features.device
+        offsets = active.offsets + n * torch.arange(len(active.offsets), device=device)
+        places = [torch.arange(len(features), device=device) + n * active.rows]
+        places += [offsets[1:] - n + i for i in range(n)]
+        every = torch.ones_like(offsets[1:])
+        source = [active.features, *(every * (len(parts.vectors) + i) for i, _ in others)]
+        activation = [active.values.to(features.dtype), features.new_ones(n * len(every))]
+        to, entries = torch.cat(places), len(features) + n * len(every)
+        vector = features.new_empty(entries, features.shape[1])
+        for place, own in zip(places, (features, *(own for _, own in others)), strict=True):
+            vector.index_copy_(0, place, own)
+        side = Side(
+            offsets, offsets.new_empty(entries).index_copy_(0, to, torch.cat(source)),
+            features.new_empty(entries).index_copy_(0, to, torch.cat(activation)), vector,
+        )  # fmt: skip
+        return replace(side, vector=self._after(vector, side.position))
 
     def _after(self, vector: Float[Tensor, "row d_head"], at: Int[Tensor, " row"]) -> Float[Tensor, "row d_head"]:
         """Apply what stands between projection and score: the norm of queries or keys, rotation, scale."""
@@ -168,5 +192,5 @@ class PartMap:
             assert own.scale is not None
             vector = replace(own, scale=own.scale[at])(vector)
         if self.head.rotary is not None:
-            vector = self.head.rotary(vector, at)
+            vector = self.head.rotary.by_row(vector, at)
         return vector if self.scale == 1.0 else vector * self.scale

@@ -50,6 +50,13 @@ class Norm:
         """Return this norm with its denominator fixed to what it is at `x`; it is then affine."""
         return Norm(self.kind, self.weight, self.bias, self.eps, self.inverse(x))
 
+    def before(self, W: Tensor) -> Tensor:
+        """Return W (d, out) with the linear part of this norm, its denominator 1, put before it: x @ before(W)."""
+        if self.weight is not None:
+            gain = 1.0 + self.weight if self.kind == "rms_one_plus" else self.weight
+            W = gain.to(W.dtype)[:, None] * W
+        return W - W.mean(0) if self.kind == "layer" else W
+
     def inverse(self, x: Tensor) -> Tensor:
         """Return 1 / the denominator at each row: (..., 1)."""
         if self.kind == "layer":

@@ -35,6 +35,13 @@ class Rotary:
         cos, sin = self._angles(torch.as_tensor(position, device=x.device), x)
         return rotate(x, cos, sin, self.layout)
 
+    def by_row(self, x: Tensor, position: Tensor) -> Tensor:
+        """Rotate rows `x` (row, d_head), many at one position: the angles of each position are made once."""
+        if not len(position):
+            return x
+        cos, sin = self._angles(torch.arange(int(position.max()) + 1, device=x.device), x)
+        return rotate(x, cos[position], sin[position], self.layout)
+
     def _angles(self, position: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.module, Tensor):
             sin, cos = self.module.to(like.device)[position].to(like.dtype).chunk(2, -1)

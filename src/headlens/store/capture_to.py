@@ -21,12 +21,12 @@ from torch import Tensor
 
 from headlens._errors import DataError, ModelError, OutputError, SiteError, StoreError, StoreMismatch
 from headlens._files import whole_file
+from headlens._lock import only_process
 from headlens._result import versions
 from headlens.data.tokens import Tokens
 from headlens.models import Model, load
 from headlens.store.activations import ActivationStore
 from headlens.store.documents import Document, Documents, TemplateTokens
-from headlens.store.lock import only_writer
 from headlens.store.manifest import (
     MANIFEST,
     Manifest,
@@ -121,7 +121,8 @@ def capture_to(
     limit = model.n_ctx if max_tokens is None else min(max_tokens, model.n_ctx)
     documents = Documents(model, corpus, max_tokens=limit, template_tokens=template_tokens, field=field)
     settings = Settings(model.provenance(), dtype, shapes, limit, template_tokens, batch_tokens, shard_bytes)
-    with only_writer(folder, resume=resume):
+    with only_process(folder):
+        check_store_target(folder, resume=resume)  # again: another process may have written since
         work = _Work(folder, model, settings, progress or _ignore, note or _ignore)
         work.finish(documents)
     return ActivationStore(folder)

@@ -19,9 +19,10 @@ from typing import Any
 
 from headlens._errors import StoreError
 from headlens._files import whole_file
+from headlens._lock import LOCK
 from headlens.store.shard import file_hash, read_header
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST = "manifest.json"
 TYPE, FORMAT = "ActivationStore", 1
 FOREIGN = "foreign: it is not of this store"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")

@@ -1,7 +1,4 @@
-"""One process at a time writes to a store.
-
-A lock of the operating system on a file in the folder: however the process ends, the lock ends with it.
-"""
+"""One process at a time: a lock of the operating system on a file in a folder, which ends however the process ends."""
 
 import contextlib
 import os
@@ -9,22 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headlens._errors import OutputError, StoreError
-from headlens.store.manifest import LOCK, check_store_target
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing there keeps two processes apart
     fcntl = None
 
+LOCK = ".lock"
+"""Name of the file."""
+
 
 @contextlib.contextmanager
-def only_writer(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Make and hold the folder of a store; it must be empty, or a store that may be gone on with.
+def only_process(folder: Path, *, passing: bool = False) -> Iterator[None]:
+    """Make and hold a folder; one that was not there, or is `passing`, is removed if it is empty at the end.
 
     Raises
     ------
     StoreError
-        If another process holds it, or it holds something else.
+        If another process holds it.
     OutputError
         If it cannot be made.
     """
@@ -35,13 +34,12 @@ def only_writer(folder: Path, *, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} could not be written: {error.strerror or error}. Name another folder.") from error
     try:
-        check_store_target(folder, resume=resume)  # again: another process may have written since
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows removes no file that is open
             (folder / LOCK).unlink()
         os.close(lock)
-        if new:
+        if new or passing:
             with contextlib.suppress(OSError):  # it holds something, as it should
                 folder.rmdir()
 
