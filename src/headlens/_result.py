@@ -107,7 +107,7 @@ class Result:
             If `path` holds no result, a damaged one, or one of another type or format.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         kind = manifest["type"]
         if kind != cls.__name__:
             raise ResultError(f"{path} holds a {kind}, not a {cls.__name__}. Call {kind}.load instead.")
@@ -138,14 +138,21 @@ def check_result_target(path: str | Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        _read_manifest(path)  # its content, since other programs write a manifest.json too
+        read_manifest(path)  # its content, since other programs write a manifest.json too
     except ResultError:
         raise ResultError(f"{path} exists and is not a saved headlens result: name another folder.") from None
     if others := sorted({entry.name for entry in path.iterdir()} - {MANIFEST, TABLE, ARRAYS}):
         raise ResultError(f"{path} holds other files beside a result ({', '.join(others[:3])}): name another folder.")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what the folder of a result says of itself: type, format and provenance.
+
+    Raises
+    ------
+    ResultError
+        If it is no result.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -222,8 +222,8 @@ TOML = {
     '[heads]\nseed = "x"': 'unable to convert "x" into int',
     "[heads]\nseed = -1": "Must be >= 0",
     "[heads]\nmax_gap = -1": "max_gap must be 0 or more, not -1.",
-    "seed = 1": "headlens.toml has 'seed' outside a table: put it under [demo] or [verify] or [heads] or [rules] or [capture] or [world] or [fra] or [sae] or [probe] or [universe].",
-    "[head]\nseed = 1": "headlens.toml has a table [head], and its tables are [demo], [verify], [heads], [rules], [capture], [world], [fra], [sae], [probe], [universe].",
+    "seed = 1": "headlens.toml has 'seed' outside a table: put it under [demo] or [verify] or [heads] or [rules] or [capture] or [report] or [world] or [fra] or [sae] or [probe] or [universe].",
+    "[head]\nseed = 1": "headlens.toml has a table [head], and its tables are [demo], [verify], [heads], [rules], [capture], [report], [world], [fra], [sae], [probe], [universe].",
     "[heads\n": "headlens.toml cannot be read as TOML: ",
     "\ud800": "headlens.toml cannot be read as TOML: ",
 }

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from headlens.universe import HeadUniverse, Reconstruction
+from headlens.universe import HeadUniverse, Reconstruction, UniverseStudy
+from headlens.universe.ablations import CHANGES
+from headlens.universe.page import page
 
-FEW = ("--docs", 64, "--max-chars", 100, "--epochs", 1, "--quiet")
+FEW = ("--docs", 32, "--max-chars", 80, "--epochs", 1, "--quiet")
 
 
 def test_clone_prints_every_method_and_saves_a_row_for_every_head(headlens):
@@ -27,13 +29,33 @@ def test_fit_saves_a_universe_that_says_what_it_came_from(headlens):
 
 
 @pytest.mark.slow
-def test_eval_writes_the_study(headlens, tmp_path):
-    models = ("zoo:gpt2-small", "zoo:qwen3-small", "zoo:mistral-small", "zoo:llama-small")
-    outcome = headlens("universe", "eval", *models, *FEW, "--out", "study.md")
+def test_eval_writes_the_study_and_keeps_its_tables(headlens, tmp_path):
+    models = ("zoo:llama-small", "zoo:mistral-small", "zoo:qwen3-small")
+    few = ("--docs", 20, "--max-chars", 50, "--epochs", 1, "--quiet")
+    outcome = headlens("universe", "eval", *models, *few, "--out", "study.md", "--save", "study")
     assert outcome.status == 0, outcome.err
     text = (tmp_path / "study.md").read_text()
-    for said in ("Phase 1", "`induction`", "phase 2", "mean pattern PCA", "Outliers", "Mantel", "above the most texts"):
+    for said in (
+        "How well",
+        "`previous_token`",
+        "phase 2",
+        "mean pattern PCA",
+        "Outliers",
+        "Mantel",
+        "above the most texts",
+    ):
         assert said in text
+    study = UniverseStudy.load("study")
+    assert page(study) == text and study["heads"].num_rows == 36
+    assert {row["split"] for row in study["queries"].to_pylist()} == {"family left out", "heads held out"}
+
+
+@pytest.mark.slow
+def test_ablate_names_every_change(headlens):
+    few = ("--docs", 24, "--max-chars", 60, "--quiet", "--leave-out", "Qwen3", "--kind", "previous_token", "--json")
+    outcome = headlens("universe", "ablate", "zoo:mistral-small", "zoo:qwen3-small", *few)
+    assert outcome.status == 0, outcome.err
+    assert [row["decoder"] for row in json.loads(outcome.out)["ablations"]] == list(CHANGES)
 
 
 def test_what_cannot_be_done_is_refused_at_once(headlens):
@@ -41,6 +63,7 @@ def test_what_cannot_be_done_is_refused_at_once(headlens):
         (("clone",), "Name at least one model"),
         (("clone", "zoo:gpt2-small", "zoo:gpt2-small"), "named twice"),
         (("eval", "zoo:gpt2-small", "--max-chars", 4), "max-chars"),
+        (("ablate",), "Name at least one model"),
         (("clone", "zoo:gpt2-small", "--corpus", "nowhere.jsonl"), "no corpus"),
     ):
         outcome = headlens("universe", *arguments)

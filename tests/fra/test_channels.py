@@ -66,6 +66,19 @@ def test_sums_are_those_of_single_texts(name, site):
         assert (stats.n_pairs, stats.n_queries) == (n_pairs, sum(map(len, TEXTS)))
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_neither_blocks_nor_features_that_never_occur_matter(name, sparse, monkeypatch):
+    monkeypatch.setattr(channel_sums, "QUERIES", 4)
+    monkeypatch.setattr(channel_sums, "SPARSE", sparse and channel_sums.SPARSE)
+    model = hl.load(build(name, dtype=torch.float64))
+    own = dictionary(model.d_model, "blocks.1.hook_resid_pre", n=60, dtype=torch.float64, activation="topk", k=1)
+    stats, (wanted, _, _) = channels(model, own, TEXTS, 1, heads=[2]), slow(model, own, 1, 2)
+    assert (wanted["count"][:60, :60].max(0) > 0).sum() < 30
+    for what in ("total", "attended"):
+        np.testing.assert_allclose(getattr(stats, what)[0], wanted[what], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_tokens_that_are_skipped_count_on_neither_side(name):
     model = hl.load(build(name, dtype=torch.float64))

@@ -79,7 +79,7 @@ def open_page(browser):
         page.set_default_timeout(15_000)
         watch.over(page)
         page.goto(path.as_uri())
-        page.wait_for_selector(".cell[role], .probe h2, .fra h2, .induction h2")
+        page.wait_for_selector(".cell[role], :is(.probe, .fra, .induction, .rules, .universe, .universe-study) h2")
         opened.append(SimpleNamespace(context=context, watch=watch, url=path.as_uri()))
         return page
 

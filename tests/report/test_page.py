@@ -11,7 +11,18 @@ import pytest
 from headlens._errors import OutputError, ResultError
 from headlens._result import Provenance, Result
 from headlens.report import write_report
-from headlens.report.page import FRA_VIEW, PROBE_VIEWS, SEARCH_VIEW, VIEWS, _source, common, scoped
+from headlens.report.page import (
+    FRA_VIEW,
+    PROBE_VIEWS,
+    RULES_VIEW,
+    SEARCH_VIEW,
+    STUDY_VIEW,
+    UNIVERSE_VIEW,
+    VIEWS,
+    _source,
+    common,
+    scoped,
+)
 from tests.report.shown_results import SECOND
 
 
@@ -198,7 +209,7 @@ def test_a_shared_module_that_cannot_be_inlined_is_refused(line, reason):
         common(f"{SHARED}{line}\n")
 
 
-ALL_VIEWS = [*VIEWS, FRA_VIEW, SEARCH_VIEW, *PROBE_VIEWS]
+ALL_VIEWS = [UNIVERSE_VIEW, STUDY_VIEW, *VIEWS, FRA_VIEW, SEARCH_VIEW, RULES_VIEW, *PROBE_VIEWS]
 
 
 def test_what_views_share_stands_once_on_the_page(parsed):

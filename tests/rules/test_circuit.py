@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import headlens as hl
-from headlens._errors import NotAffineError, SiteError
+from headlens._errors import DataError, NotAffineError, SiteError
+from headlens.rules import observe
 from headlens.rules.circuit import circuit, reader
 from tests.families import build
 from tests.fra.made import dictionary
@@ -63,6 +64,31 @@ def test_what_the_encoder_reads_is_affine(options):
     torch.testing.assert_close(pre[kept != 0], kept[kept != 0])
     if own.activation == "relu":
         torch.testing.assert_close(pre.relu(), kept)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "olmo2"])
+def test_a_unit_of_a_feature_is_as_long_as_the_circuit_says(name):
+    """With all norms, those of queries and keys too: a feature that one token holds has that token's denominators."""
+    model = hl.load(build(name, dtype=torch.float64))
+    _, z = both(model, 1, head=2)
+    sparse = {"n": 60, "dtype": torch.float64, "activation": "topk", "k": 4}
+    own = dictionary(model.d_model, "blocks.1.hook_resid_pre", **sparse)
+    found, observed = circuit(model, own, z, TEXT, 1, 2), observe(model, own, {2: z}, [TEXT], 1)
+    active, maps = observed.active, observed.heads[2].maps
+    once = (torch.bincount(active.features, minlength=active.d_sae) == 1).nonzero()[:, 0].tolist()
+    assert once
+    for side, unit in ((found.query, maps.query), (found.key, maps.key), (found.value, maps.value)):
+        for i in once:
+            length = abs(float(active.values[active.features == i])) * float((unit[i] ** 2).sum()) ** 0.5
+            assert float(side.vector[side.source == i].norm()) == pytest.approx(length, rel=1e-4)
+
+
+def test_half_precision_is_refused():
+    model = hl.load(build("gpt2", dtype=torch.bfloat16))
+    own, z = both(model, 1, head=2)
+    for call in (lambda: circuit(model, own, z, TEXT, 1, 2), lambda: observe(model, own, {2: z}, [TEXT], 1)):
+        with pytest.raises(DataError, match="float32"):
+            call()
 
 
 def test_what_is_not_affine_or_of_another_head_is_refused():

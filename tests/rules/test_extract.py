@@ -1,6 +1,7 @@
 """What mining says is what its parts say: predictions, examples, figures; saved and loaded; and bad input."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from headlens.rules import Rules, extract, observe
 from headlens.rules.candidates import by_effect
 from headlens.rules.evaluate import best_threshold, judged, unigram
 from headlens.rules.exemplars import Examples, Exemplars
+from headlens.rules.extract import texts_of
 from headlens.rules.matches import Sparse, key_matches, matched
 from headlens.rules.mining import Asked, Miner, mine
 from headlens.rules.restrict import Rest, Truth, fitted_rest, predicted
@@ -270,6 +272,12 @@ def test_bad_input_is_told():
         extract(model, own, z, ["Paris speaks"] * 30, 0, 0, 0)
     with pytest.raises(SiteError):
         extract(model, z, own, texts, 0, 0)
+    with pytest.raises(SiteError, match="head 0"):
+        extract(model, own, replace(z, head=1), texts, 0, 0)
+    with pytest.raises(SiteError, match="blocks.1"):
+        extract(model, own, replace(z, site="blocks.1.attn.hook_z"), texts, 0, 0)
+    with pytest.raises(DataError, match="one output feature at least"):
+        extract(model, own, z, texts, 0, 0, [])
     with pytest.raises(DataError, match="max_length"):
         extract(model, own, z, texts, 0, 0, max_length=1)
     found = extract(model, own, z, texts, 0, 0, 1, suspects=0)
@@ -277,4 +285,28 @@ def test_bad_input_is_told():
         found.rules(2)
     with pytest.raises(DataError, match="ask for one"):
         found.rule_set(1, 3)
-    assert found.features == (1,) and found.absences(1) == [] and found.counts(1) == []
+    assert found.features == (1,) and found.absences(1) == [] and found.counts(1) == [] and found.agreement(1) == []
+
+
+def test_fewer_exemplars_than_asked_for_are_all_that_there_are():
+    _, model, own, z = rules_head()
+    found = extract(model, own, z, world(60), 0, 0, 1, suspects=0, examples_per_bin=10**6)
+    observed = observe(model, own, {0: z}, texts_of(model, world(60), 64), 0)
+    drawer = Exemplars(observed, 0, num_bins=4, examples_per_bin=10**6, seed=0)
+    (row,) = found.table["examples"].to_pylist()
+    assert row == [len(drawer._of_part[p]) for p in range(3)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_oss", "mistral", "qwen3"])
+@pytest.mark.parametrize("head", [2, None])
+def test_a_context_read_by_itself_is_what_the_model_has_there(name, head):
+    model, own, z, texts = random_model(name, n=20)
+    z = z if head is not None else dictionary(model.n_heads * model.d_head, "blocks.1.attn.hook_z", n=5, seed=3)
+    observed = observe(model, own, {2: z}, texts, 1)
+    replacements = Miner(observed, 2, Asked()).replacements
+    starts, lengths = observed.tokens.offsets[:-1], observed.tokens.lengths
+    last = np.concatenate([starts + lengths - 1, starts + 2])
+    pre, activation = replacements.read([replacements.context(int(row)) for row in last], 3)
+    own_pre = observed.heads[2].reader(torch.from_numpy(observed.heads[2].z[last]))[:, 3].numpy()
+    np.testing.assert_allclose(pre, own_pre, atol=1e-5 * abs(own_pre).max())
+    np.testing.assert_allclose(activation, observed.heads[2].fires.dense().numpy()[last, 3], atol=1e-5)

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 import headlens as hl
-from headlens.rules import extract
+from headlens.rules import Asked, Rules, SkipGram, extract, observe
+from headlens.rules.agreement import CONTEXTS, agreement
+from headlens.rules.extract import texts_of
 from headlens.rules.language import NONE
+from headlens.rules.mining import Miner
 from headlens.zoo.constructed.vocabulary import CITIES, DENIALS, FILLERS
 from tests.rules.made import rules_head, world
 
@@ -113,6 +116,32 @@ def test_the_count_has_the_ratio_of_both_strengths_and_its_dose_curve_turns_ther
         assert doses[7, 1]["fires"] == 0 and doses[8, 1]["fires"] == 1
         assert doses[7, 1]["pre"] == pytest.approx(-0.1, abs=0.02)
         assert all(d["fires"] == 0 for (n, m), d in doses.items() if m == 2 and n <= 14)
+
+
+def test_on_made_texts_the_feature_does_what_its_rules_say(mined, tmp_path):
+    c, _, _, _, found = mined
+    name = names(c)
+    for feature, language in enumerate(CITIES):
+        told = {(name(one.rule.query), name(one.rule.key)): one for one in found.agreement(feature)}
+        one = told["asks-language", f"city:{language}"]
+        assert one.n == CONTEXTS and one.matching > 0.7 and one.without_key == 0  # some of the texts hold a denial
+        wanted = (one.matching + 1 - (one.without_key + one.without_query) / 2) / 2
+        assert one.right.mean == pytest.approx(wanted) and one.right.low <= wanted <= one.right.high
+    again = Rules.load(found.save(tmp_path / "rules"))
+    assert str(again.agreement(0)) == str(found.agreement(0))  # NaN is no number's equal
+
+
+def test_on_made_texts_a_rule_that_does_not_hold_agrees_by_chance(mined):
+    c, model, own, z, _ = mined
+    miner = Miner(observe(model, own, {0: z}, texts_of(model, world(), 64), 0), 0, Asked())
+    features = list(c.features)
+    wrong = SkipGram(features.index("asks-language"), features.index("city:Italian"), 1.0)
+    (one,) = agreement([wrong], FRENCH, miner.exemplars, miner.replacements, seed=0)
+    assert one.matching == 0 and one.right.mean == pytest.approx(0.5, abs=0.1)  # a neutral token may be a French city
+    anywhere = SkipGram(NONE, features.index("city:French"), 1.0)
+    (one,) = agreement([anywhere], FRENCH, miner.exemplars, miner.replacements, seed=0)
+    assert math.isnan(one.without_query) and one.without_key == 0
+    assert one.right.mean == pytest.approx((one.matching + 1) / 2)
 
 
 def test_without_the_words_there_is_no_rule_of_absence_or_counting():

@@ -35,6 +35,19 @@ def patterns(folder: Path, names=MODELS, given=None, **options):
     return [record_patterns(load(name), given, folder / name.split(":")[1], **options) for name in names]
 
 
+def silence(patterns, head):
+    """Rewrite recorded patterns so that one head attends to nothing."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    at = patterns.heads.index(head)
+    for path in patterns.path.glob("shard-*"):
+        with safe_open(path, framework="np") as file:
+            held, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        held["weights"][at] = 0
+        save_file(held, path, metadata=said)
+
+
 @functools.cache
 def construction(name):
     c = constructed.build(name)

@@ -11,7 +11,9 @@ from headlens.universe.batches import grouped
 from headlens.universe.clone import Training, log_softmax
 from headlens.universe.decoder import (
     Embedded,
+    Shape,
     decoded,
+    fit_decoder,
     fit_embeddings,
     new_decoder,
     new_embeddings,
@@ -21,7 +23,7 @@ from headlens.universe.decoder import (
 from headlens.universe.embed import distances
 from tests.universe import made
 
-QUICK = {"size": 6, "parts": 8, "rank": 2, "training": Training(epochs=2, rate=0.02, seed=3)}
+QUICK = {"shape": Shape(size=6, parts=8, rank=2), "training": Training(epochs=2, rate=0.02, seed=3)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_scores_are_the_formula(recorded):
     features = made.features()
     (group,) = grouped(recorded[2:])
     batch = group.batch(0, features)
-    decoder = new_decoder(features.width, size=5, parts=3, rank=2, seed=0)
+    decoder = new_decoder(features.width, Shape(size=5, parts=3, rank=2), seed=0)
     decoder.outer.normal_(generator=torch.Generator().manual_seed(1))
     embedded = new_embeddings([group], 5, seed=0)
     embedded.own.copy_(torch.tensor([[0.3, -0.7]]))
@@ -57,7 +59,7 @@ def test_scores_are_the_formula(recorded):
         parts = [(batch.phi[d, i] @ decoder.U[m]) @ (batch.phi[d, key] @ decoder.V[m]) / 2**0.5 for m in range(3)]
         place = out[3:][batch.bucket[d, r, key]] + bos * (out[3 + 32] - 0.7)
         expected = np.exp(0.3) * float(out[:3] @ torch.stack(parts)) + float(place)
-        found = scores_of(decoder, embedded, batch)[h, d, r, key]
+        found = scores_of(decoder, embedded, decoder.asked(batch))[h, d, r, key]
         assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
@@ -129,6 +131,49 @@ def test_neighbours_are_the_nearest_heads(universe):
         universe.neighbours("zoo:gpt2-small:L9H9")
     with pytest.raises(DataError, match="k must be 1 or more"):
         universe.neighbours(head, 0)
+
+
+def test_a_head_that_attends_to_nothing_joins_without_a_place(tmp_path, recorded, universe):
+    (patterns,) = made.patterns(tmp_path, names=made.MODELS[2:])
+    silent = patterns.heads[5]
+    made.silence(patterns, silent)
+    joined = universe.add(None, patterns)
+    assert [head for head, kl in zip(joined.heads, joined.kl, strict=True) if np.isnan(kl)] == [silent]
+    assert not joined.embeddings[joined.heads.index(silent)].any()  # nothing moved it from where it started
+    whole = universe.add(None, recorded[2])
+    others = [h for h in range(len(joined.heads)) if joined.heads[h].model != silent.model]
+    assert np.array_equal(joined.embeddings[others], whole.embeddings[others])
+    with pytest.raises(DataError, match="attends to nothing"):
+        joined.neighbours(silent)
+    with pytest.raises(DataError, match="attends to nothing"):
+        joined.distance(universe.heads[0], silent)
+    near = joined.neighbours(universe.heads[0], 100).to_pylist()
+    assert len(near) == len(joined.heads) - 2
+    again = HeadUniverse.load(joined.save(tmp_path / "universe"))
+    assert np.array_equal(again.kl, joined.kl, equal_nan=True)
+
+
+def test_heads_of_a_model_that_is_known_join_with_its_own_terms_as_they_are(recorded):
+    features, (group,) = made.features(), grouped(recorded[:1])
+    some, rest = group.only(group.heads[::3]), group.only([h for i, h in enumerate(group.heads) if i % 3])
+    decoder, embedded = fit_decoder([rest], features, **QUICK)
+    joined = fit_embeddings(decoder, [some], features, known=embedded, steps=5)
+    assert joined.heads == tuple(some.heads)
+    assert torch.equal(joined.own, embedded.own) and embedded.own.any()
+    assert not torch.equal(fit_embeddings(decoder, [some], features, steps=5).own, embedded.own)
+
+
+def test_a_decoder_without_own_terms_or_without_a_hidden_layer(recorded):
+    features, groups = made.features(), grouped(recorded[2:])
+    shape = Shape(size=3, parts=4, rank=2, hidden=0, own=False)
+    decoder, embedded = fit_decoder(groups, features, shape=shape, training=QUICK["training"])
+    assert not embedded.own.any()
+    assert not fit_embeddings(decoder, groups, features, own=False, steps=5).own.any()
+    g, _ = decoder.terms(embedded.e)
+    twice, _ = decoder.terms(2 * embedded.e)
+    assert torch.allclose(twice - decoder.offset[:4], 2 * (g - decoder.offset[:4]), atol=1e-5)
+    with pytest.raises(DataError, match="must be 1 or more"):
+        Shape(size=0)
 
 
 def test_another_encoder_is_refused(recorded, universe):

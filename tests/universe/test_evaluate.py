@@ -1,5 +1,7 @@
 """Figures of reconstruction by hand, and baselines that know what they should and no more."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,26 @@ def test_figures_are_those_of_all_rows_together(group):
     assert row["rows"] == len(kl)
 
 
+def test_a_head_that_attends_to_nothing_has_no_figures_and_the_others_keep_theirs(tmp_path, group):
+    (patterns,) = made.patterns(tmp_path, names=made.MODELS[:1])
+    made.silence(patterns, patterns.heads[3])
+    (silent,) = grouped([patterns])
+    features = made.features()
+    methods = {POSITION: baselines.uniform, "sink": baselines.sink(silent, features)}
+    for row, whole in zip(
+        reconstruction_rows(silent, features, methods),
+        reconstruction_rows(group.only(silent.heads), features, methods),
+        strict=True,
+    ):
+        if (row["layer"], row["head"]) == patterns.heads[3][1:]:
+            assert row["rows"] == 0 and all(np.isnan(row[name]) for name in ("kl", "low", "skill", "mse", "r"))
+        else:
+            said = {k: pytest.approx(v, nan_ok=True) if isinstance(v, float) else v for k, v in whole.items()}
+            assert row == said
+    summed = reconstruction(reconstruction_rows(silent, features, methods), Provenance()).summary(0.0)
+    assert all(line["heads"] == len(silent.heads) - 1 for line in summed)
+
+
 def test_every_baseline_is_a_pattern_and_ends_where_it_should(group):
     features = made.features()
     clones = fit_clones(group, features, rank=2, training=Training(epochs=1))
@@ -77,7 +99,7 @@ def test_a_shuffled_clone_sees_the_next_text(group):
     features = made.features()
     clones = fit_clones(group, features, rank=2, training=Training(epochs=1))
     batch = group.batch(0, features)
-    rolled = type(batch)(**{**batch.__dict__, "phi": batch.phi.roll(1, 0)})
+    rolled = replace(batch, phi=batch.phi.roll(1, 0))
     assert torch.equal(baselines.shuffled(clones)(batch), clones.log_patterns(rolled))
 
 

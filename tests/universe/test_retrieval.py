@@ -106,6 +106,17 @@ def test_rsa_is_spearman_and_partial_rsa_is_of_what_is_left():
         rsa(a, b[:-1])
 
 
+def test_a_mantel_test_counts_the_permutations_that_rsa_says_are_as_large():
+    rng = np.random.default_rng(5)
+    a, b, c = rng.standard_normal((9, 20)), rng.standard_normal((9, 20)), rdm(rng.standard_normal((9, 20)))
+    even = np.ones_like(c)  # what does not vary explains nothing
+    found, p = mantel(rdm(a), rdm(b), without=[c, even], permutations=50, seed=4)
+    orders = np.random.Generator(np.random.PCG64(4))
+    drawn = [rsa(rdm(a[orders.permutation(9)]), rdm(b), [c]) for _ in range(50)]
+    assert found == pytest.approx(rsa(rdm(a), rdm(b), [c]))
+    assert p == (1 + sum(rho >= found - 1e-9 for rho in drawn)) / 51
+
+
 def test_a_mantel_test_finds_what_is_shared_and_is_even_where_nothing_is():
     rng = np.random.default_rng(3)
     shared = rng.standard_normal((14, 30))

@@ -24,6 +24,7 @@ from headlens.cli.demo import demo
 from headlens.cli.fra import fra
 from headlens.cli.heads import heads
 from headlens.cli.probe import probe
+from headlens.cli.report import report
 from headlens.cli.rules import rules
 from headlens.cli.sae import sae
 from headlens.cli.universe import universe
@@ -54,7 +55,7 @@ app = App(
     console=_console.out,
     config=Toml(CONFIG, must_exist=False),
 )
-for command in (demo, verify, heads, fra, rules, sae, capture, probe, universe, world, zoo):
+for command in (demo, verify, heads, fra, rules, sae, capture, probe, universe, report, world, zoo):
     app.command(command)
 
 
@@ -118,7 +119,7 @@ def _check_config() -> None:
         tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{CONFIG} cannot be read as TOML: {error}. Repair or remove it.") from error
-    commands = [command.__name__ for command in (demo, verify, heads, rules, capture, world)]
+    commands = [command.__name__ for command in (demo, verify, heads, rules, capture, report, world)]
     commands += [*fra.name, *sae.name, *probe.name, *universe.name]
     for name, table in tables.items():
         if not isinstance(table, dict):

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
@@ -51,6 +52,26 @@ def pick_device(device: str) -> str:
     if kind == "meta":
         raise ModelError("Device 'meta' holds no numbers: name cpu, cuda, mps or auto.")
     return device
+
+
+def check_page(page: Path | None, *folders: Path | None) -> None:
+    """Raise now if a page cannot be written, or would stand in a folder that holds nothing but a result.
+
+    Raises
+    ------
+    OutputError
+    """
+    from headlens._errors import OutputError
+    from headlens._files import check_file_target
+
+    if page is None:
+        return
+    check_file_target(page)
+    for folder in folders:
+        if folder is not None and page.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"The page {page} would lie in {folder}, which holds nothing but a result: put it beside it."
+            )
 
 
 def quieten_transformers() -> None:

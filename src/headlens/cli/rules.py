@@ -15,6 +15,7 @@ from headlens.cli._common import (
     Quiet,
     Revision,
     Seed,
+    check_page,
     pick_device,
     quieten_transformers,
     with_command,
@@ -24,6 +25,8 @@ AtLeastOne = Number(gte=1)
 LABEL_TEXTS = 500
 """Texts in which labels are looked for."""
 SHOWN_TOKENS = 12
+RESULTS = ("result", "labels")
+"""What --output-dir keeps for programs; labels are what input features are."""
 
 
 def rules(
@@ -59,6 +62,7 @@ def rules(
     output_dir: Annotated[
         Path | None, Parameter(help="Write the result here, and rules.csv, rules.json, rules.md beside it.")
     ] = None,
+    report: Annotated[Path | None, Parameter(help="Write a self-contained HTML page here.")] = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -88,6 +92,7 @@ def rules(
     """
     chosen = _features(features)
     _check_output(output_dir)
+    check_page(report, *([] if output_dir is None else [output_dir / name for name in RESULTS]))
     quieten_transformers()
     from headlens.data.text import Corpus
     from headlens.fra import label_features, read_labels
@@ -114,6 +119,11 @@ def rules(
     if output_dir is not None:
         _write(found, named, output_dir)
         _console.note(f"rules: {output_dir}", quiet)
+    if report is not None:
+        from headlens.report import write_report
+
+        write_report([found, named], report)
+        _console.note(f"report: {report}", quiet)
     if json:
         import json as plain
 
@@ -169,14 +179,16 @@ def _check_output(folder: Path | None) -> None:
         return
     if folder.is_file():
         raise OutputError(f"--output-dir {folder} is a file: name a folder.")
-    check_result_target(folder / "result")
+    for name in RESULTS:
+        check_result_target(folder / name)
 
 
 def _write(found: Any, named: Any, folder: Path) -> None:
     from headlens._files import whole_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "result")
+    for name, result in zip(RESULTS, (found, named), strict=True):
+        result.save(folder / name)
     texts = {"csv": found.to_csv(named), "json": found.to_json(named), "md": found.to_markdown(named)}
     for ending, text in texts.items():
         with whole_file(folder / f"rules.{ending}") as file:
@@ -198,10 +210,23 @@ def _print_feature(found: Any, feature: int, named: Any, top: int) -> None:
         _console.out.print(f"  absence: {_plain(absence.text(named.name))}")
     for count in found.counts(feature):
         _console.out.print(f"  count: {_plain(count.text(named.name))}")
+    for one in found.agreement(feature):
+        _console.out.print(f"  made texts: {_plain(_agreed(one, named))}")
     for one in row["exemplars"][:2]:
         tokens = "".join(one["tokens"][-SHOWN_TOKENS:])
         _console.out.print(f"  [dim]{one['activation']:.2f}[/] {_plain(tokens)}", soft_wrap=True)
     _console.out.print()
+
+
+def _agreed(one: Any, named: Any) -> str:
+    """What the feature did on texts made to match a rule, and on texts made not to."""
+    rule = one.rule.text(named.name).rsplit(" -> ", 1)[0]
+    if not one.n:
+        return f"{rule}: no text could be made"
+    fires = f"fires in {100 * one.matching:.0f} % that match, {100 * one.without_key:.0f} % without the key"
+    if one.without_query == one.without_query:  # NaN: the rule names no query
+        fires += f", {100 * one.without_query:.0f} % without the query"
+    return f"{rule}: {fires}; agreement {one.right.mean:.2f} [{one.right.low:.2f}, {one.right.high:.2f}], n = {one.n}"
 
 
 def _print_curve(found: Any) -> None:

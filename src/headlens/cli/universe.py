@@ -1,5 +1,6 @@
 """`headlens universe`: clone patterns from an encoder's states, put all heads in one space, see who is near whom."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from headlens.cli._common import (
     Json,
     Quiet,
     Seed,
+    check_page,
     pick_device,
     quieten_transformers,
     with_command,
@@ -21,38 +23,54 @@ from headlens.cli._common import (
 
 universe = App(name="universe", help="Which head of another model is like it? All heads of all models in one space.")
 
-Encoder = Annotated[str, Parameter(help="Whose states the patterns are told from: a folder, a hub id, or zoo:NAME.")]
-CorpusName = Annotated[str, Parameter(help="world, or texts: .jsonl, .csv, .txt, a folder, or hf:DATASET.")]
-Field = Annotated[str, Parameter(help="Field or column of the corpus that holds the text.")]
-Docs = Annotated[int, Parameter(help="The first texts of the corpus only.", validator=Number(gte=8))]
-MaxChars = Annotated[int, Parameter(help="Where texts are cut: every model reads the same.", validator=Number(gte=8))]
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Reading:
+    """What every command reads, and where it runs."""
+
+    encoder: Annotated[
+        str, Parameter(help="Whose states the patterns are told from: a folder, a hub id, or zoo:NAME.")
+    ] = "zoo:neox-small"
+    corpus: Annotated[str, Parameter(help="world, or texts: .jsonl, .csv, .txt, a folder, or hf:DATASET.")] = "world"
+    field: Annotated[str, Parameter(help="Field or column of the corpus that holds the text.")] = "text"
+    docs: Annotated[int, Parameter(help="The first texts of the corpus only.", validator=Number(gte=8))] = 1200
+    max_chars: Annotated[
+        int, Parameter(help="Where texts are cut: every model reads the same.", validator=Number(gte=8))
+    ] = 300
+    alignment: Annotated[
+        Literal["last", "mean"],
+        Parameter(help="Encoder states a token is shown: the last that has ended, or the mean of those that overlap."),
+    ] = "last"
+    shift: Annotated[bool, Parameter(help="Whether a token is shown the first state of the one before it.")] = True
+    work: Annotated[Path, Parameter(help="Folder of recorded patterns: the same command goes on from there.")] = Path(
+        "universe"
+    )
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    seed: Seed = 0
+    quiet: Quiet = False
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """As `hl.load` takes it."""
+        return {"device": pick_device(self.device), "dtype": self.dtype}
+
+
+READING = Reading()
 Epochs = Annotated[int, Parameter(help="How often every text is gone through.", validator=Number(gte=1))]
-Alignment = Annotated[
-    Literal["last", "mean"],
-    Parameter(help="Encoder states a token is shown: the last that has ended, or the mean of those that overlap it."),
-]
-Work = Annotated[Path, Parameter(help="Folder of recorded patterns: the same command goes on from there.")]
+Report = Annotated[Path | None, Parameter(help="Write a self-contained HTML page here.")]
 NEIGHBOURS = 3
 
 
 @universe.command
 def clone(
     *models: str,
-    encoder: Encoder = "zoo:neox-small",
-    corpus: CorpusName = "world",
-    field: Field = "text",
-    docs: Docs = 1200,
-    max_chars: MaxChars = 300,
-    alignment: Alignment = "mean",
     rank: Annotated[int, Parameter(help="Of the query and key maps.", validator=Number(gte=1))] = 16,
     epochs: Epochs = 5,
-    work: Work = Path("universe"),
     out: Annotated[Path | None, Parameter(help="Save the table as a result folder here.")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    seed: Seed = 0,
+    reading: Reading = READING,
     json: Json = False,
-    quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001  # read by cli.run
 ) -> int:
     """Phase 1: can a head's pattern be told from what an encoder knows of the text?
@@ -67,18 +85,16 @@ def clone(
     models
         Folders, hub ids, or zoo:NAME.
     """
-    recorded = _recorded(
-        models, encoder, corpus, field, docs, max_chars, alignment, work, out, dtype, device, seed, quiet
-    )
+    recorded = _recorded(models, reading, out)
     from headlens.universe.clone import Training
     from headlens.universe.study import clone_study
 
-    with _console.progress(quiet) as progress:
-        training = Training(epochs=epochs, decay=0.3, seed=seed)
+    with _console.progress(reading.quiet) as progress:
+        training = Training(epochs=epochs, decay=0.3, seed=reading.seed)
         _, held_out, other = clone_study(recorded, rank=rank, training=training, progress=progress)
     if out is not None:
         with_command(held_out).save(out)
-        _console.note(f"result: {out}", quiet)
+        _console.note(f"result: {out}", reading.quiet)
     if json:
         _console.print_json({"held_out": held_out.table.to_pylist(), "other": other.table.to_pylist()})
     else:
@@ -91,20 +107,11 @@ def clone(
 def fit(
     *models: str,
     out: Annotated[Path, Parameter(help="Save the universe as a result folder here.")],
-    encoder: Encoder = "zoo:neox-small",
-    corpus: CorpusName = "world",
-    field: Field = "text",
-    docs: Docs = 1200,
-    max_chars: MaxChars = 300,
-    alignment: Alignment = "mean",
     size: Annotated[int, Parameter(help="Numbers a head.", validator=Number(gte=1))] = 64,
     epochs: Epochs = 3,
-    work: Work = Path("universe"),
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    seed: Seed = 0,
+    report: Report = None,
+    reading: Reading = READING,
     json: Json = False,
-    quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001  # read by cli.run
 ) -> int:
     """Phase 2: put every head of these models in one space, and print who is next to whom.
@@ -118,17 +125,20 @@ def fit(
     models
         Folders, hub ids, or zoo:NAME.
     """
-    recorded = _recorded(
-        models, encoder, corpus, field, docs, max_chars, alignment, work, out, dtype, device, seed, quiet
-    )
+    check_page(report, out)
+    recorded = _recorded(models, reading, out)
     from headlens.universe.clone import Training
+    from headlens.universe.decoder import Shape
     from headlens.universe.embed import fit_universe
 
-    with _console.progress(quiet) as progress:
-        training = Training(epochs=epochs, rate=0.01, decay=0.3, seed=seed)
-        found = fit_universe(recorded.train, recorded.features, size=size, training=training, progress=progress)
+    with _console.progress(reading.quiet) as progress:
+        training = Training(epochs=epochs, rate=0.01, decay=0.3, seed=reading.seed)
+        shape = Shape(size=size)
+        found = fit_universe(recorded.train, recorded.features, shape=shape, training=training, progress=progress)
     with_command(found).save(out)
-    _console.note(f"universe: {out}", quiet)
+    _console.note(f"universe: {out}", reading.quiet)
+    if report is not None:
+        _write_page(report, [with_command(found), _labels(models, reading)], recorded, reading)
     rows = [
         {"head": str(head), "kl": float(kl), "nearest": _near(found, head)}
         for head, kl in zip(found.heads, found.kl, strict=True)
@@ -143,19 +153,13 @@ def fit(
 @universe.command(name="eval")
 def evaluate(
     *models: str,
-    encoder: Encoder = "zoo:neox-small",
-    corpus: CorpusName = "world",
-    field: Field = "text",
-    docs: Docs = 1200,
-    max_chars: MaxChars = 300,
-    alignment: Alignment = "mean",
     epochs: Epochs = 5,
-    work: Work = Path("universe"),
     out: Annotated[Path | None, Parameter(help="Write the study as Markdown here; else it is printed.")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    save: Annotated[Path | None, Parameter(help="Save the study's tables as a result folder here.")] = None,
+    report: Annotated[
+        Path | None, Parameter(help="Write an HTML page here: the study, and a map of all heads.")
+    ] = None,
+    reading: Reading = READING,
     debug: Debug = False,  # noqa: ARG001  # read by cli.run
 ) -> int:
     """The whole study, with one family left out at a time: does an induction head find those of other families?
@@ -170,43 +174,91 @@ def evaluate(
     """
     from headlens._files import whole_file
 
-    recorded = _recorded(
-        models, encoder, corpus, field, docs, max_chars, alignment, work, None, dtype, device, seed, quiet
-    )
-    from headlens.heads import atlas
-    from headlens.models import load
-    from headlens.universe import page, study
+    check_page(report, save)
+    recorded = _recorded(models, reading, save)
     from headlens.universe.clone import Training
+    from headlens.universe.measured import studied
+    from headlens.universe.page import page
 
-    labels = atlas(
-        [load(m, device=pick_device(device), dtype=dtype) for m in models], LABELS, num_samples=64, seed=seed
-    )
-    with _console.progress(quiet) as progress:
-        training = Training(epochs=epochs, decay=0.3, seed=seed)
-        _, held_out, other = study.clone_study(recorded, training=training, progress=progress)
-        left_out = study.leave_one_family_out(recorded, progress=progress)
-    words = study.word_patterns(recorded)
-    made = page.Study(
-        recorded.families, held_out, other, left_out, study.baseline_folds(recorded, words, seed=seed),
-        study.labelled(labels.table.to_pylist()), words, study.whole_texts(recorded),
-    )  # fmt: skip
-    text = page.page(made)
+    with _console.progress(reading.quiet) as progress:
+        training = Training(epochs=epochs, decay=0.3, seed=reading.seed)
+        labels = _labels(models, reading).table.to_pylist()
+        found = studied(recorded, labels, training=training, progress=progress)
+    if save is not None:
+        with_command(found).save(save)
+        _console.note(f"study: {save}", reading.quiet)
+    if report is not None:
+        from headlens.universe.embed import fit_universe
+
+        with _console.progress(reading.quiet) as progress:
+            space = fit_universe(recorded.train, recorded.features, progress=progress)
+        _write_page(report, [with_command(space), with_command(found)], recorded, reading)
     if out is None:
-        print(text)
+        print(page(found))
         return 0
     with whole_file(out) as file:
-        file.write_text(text, encoding="utf-8")
-    _console.note(f"study: {out}", quiet)
+        file.write_text(page(found), encoding="utf-8")
+    _console.note(f"page: {out}", reading.quiet)
+    return 0
+
+
+@universe.command
+def ablate(
+    *models: str,
+    kind: Annotated[str, Parameter(help="Heads of which kind are looked for.")] = "induction",
+    leave_out: Annotated[list[str] | None, Parameter(help="Families that are left out; all, if none is named.")] = None,
+    reading: Reading = READING,
+    json: Json = False,
+    debug: Debug = False,  # noqa: ARG001  # read by cli.run
+) -> int:
+    """What phase 2 owes to its parts: the study's families left out, with one part of the decoder changed at a time.
+
+        headlens universe ablate zoo:gpt2-small zoo:llama-small zoo:qwen3-small --docs 400
+
+    Parameters
+    ----------
+    models
+        Folders, hub ids, or zoo:NAME; of three families or more that have heads of the kind.
+    """
+    recorded = _recorded(models, reading, None)
+    from headlens.universe.ablations import ablations
+
+    with _console.progress(reading.quiet) as progress:
+        labels = _labels(models, reading).table.to_pylist()
+        rows = ablations(recorded, labels, kind, only=leave_out, seed=reading.seed, progress=progress)
+    if json:
+        _console.print_json({"ablations": rows})
+    else:
+        _print_rows(f"families left out: {kind}", rows)
     return 0
 
 
 LABELS = ["induction", "previous_token", "duplicate_token", "sink", "self"]
 
 
-def _recorded(
-    models: tuple[str, ...], encoder: str, corpus: str, field: str, docs: int, max_chars: int,
-    alignment: Any, work: Path, out: Path | None, dtype: str, device: str, seed: int, quiet: bool,
-) -> Any:  # fmt: skip
+def _labels(models: tuple[str, ...], reading: Reading) -> Any:
+    """What heads are of, on random tokens."""
+    from headlens.heads import atlas
+    from headlens.models import load
+
+    loaded = [load(name, **reading.loading) for name in models]
+    return atlas(loaded, LABELS, num_samples=64, seed=reading.seed)
+
+
+def _write_page(report: Path, results: list[Any], recorded: Any, reading: Reading) -> None:
+    """Write results with patterns of every model on some texts, one of them held out."""
+    from headlens.cli.report import TEXTS, patterns_of
+    from headlens.report import write_report
+    from headlens.universe.study import whole_texts
+
+    names = [patterns.model for patterns in recorded.train]
+    texts = [*TEXTS, whole_texts(recorded)[0]]
+    shown = patterns_of(names, texts, device=reading.device, dtype=reading.dtype, quiet=reading.quiet)
+    write_report([*results, *shown], report)
+    _console.note(f"report: {report}", reading.quiet)
+
+
+def _recorded(models: tuple[str, ...], reading: Reading, out: Path | None) -> Any:
     """Run every model, one at a time, over the same texts."""
     from headlens._errors import DataError
     from headlens._result import check_result_target
@@ -221,22 +273,22 @@ def _recorded(
     from headlens.data import read_texts, world
     from headlens.universe.study import record
 
-    if corpus == "world":
-        texts = [document.text for document in world.documents(docs, seed=seed)]
+    if reading.corpus == "world":
+        texts = [document.text for document in world.documents(reading.docs, seed=reading.seed)]
     else:
-        texts = read_texts(corpus, field=field, limit=docs)
-    cut = [text[:max_chars] for text in texts]
-    with _console.progress(quiet) as progress:
+        texts = read_texts(reading.corpus, field=reading.field, limit=reading.docs)
+    cut = [text[: reading.max_chars] for text in texts]
+    with _console.progress(reading.quiet) as progress:
         return record(
             models,
             cut,
-            encoder,
-            work,
-            alignment=alignment,
-            seed=seed,
+            reading.encoder,
+            reading.work,
+            alignment=reading.alignment,
+            shift=reading.shift,
+            seed=reading.seed,
             progress=progress,
-            device=pick_device(device),
-            dtype=dtype,
+            **reading.loading,
         )
 
 

@@ -14,12 +14,13 @@ activations then serve all heads, and only the sources that are no features are 
 
 Short texts are counted some `ROWS` tokens at a time, so that sums of source x source numbers are not touched for each.
 
-Memory: for those tokens some token x source numbers; where heads rotate, of one text token x d_head x source numbers,
-and for `QUERIES` of its tokens twice row of a side x source numbers.
+Memory: for those tokens some token x source numbers; where heads rotate, for `QUERIES` tokens of a text twice token x
+d_head x source numbers, and row of a side x source numbers.
 
 Axes: token = query = key; i, j = sources; z = total, attended; s = sources that are no features.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,9 +39,9 @@ from headlens.models.norm import Norm
 ROWS = 1024
 """Tokens that are counted together, or one text."""
 QUERIES = 128
-"""Queries whose products with sums over keys are held at once, where heads rotate."""
-BLOCK = 32
-"""Queries whose sums over keys are."""
+"""Queries whose sums over keys are held at once, where heads rotate."""
+SPARSE = torch.backends.mkl.is_available()
+"""Whether torch multiplies sparse matrices on the processor."""
 
 
 class Text(NamedTuple):
@@ -308,21 +309,43 @@ def _add_sides(
     looks: Float[Tensor, "z query key"],
 ) -> None:  # fmt: skip
     """Sum over all pairs of two sides, as each of `looks` weighs them; `names` are the sources that i and j are."""
-    n_tokens, d, n = key.n_tokens, key.vector.shape[1], len(names)
-    dense = key.vector.new_zeros(n_tokens, d, n)
-    slot = torch.searchsorted(names, key.source)
-    dense[key.position[:, None], torch.arange(d, device=dense.device), slot[:, None]] = key.vector
-    for start in range(0, n_tokens, QUERIES):
-        queries, rows = _by_query(query, names, start, min(start + QUERIES, n_tokens))
-        products = dense.new_empty(len(looks), *queries.shape[:2], n)
-        for first in range(0, len(queries), BLOCK):
-            here = slice(first, min(first + BLOCK, len(queries)))
-            seen = start + here.stop  # no query of the block sees a key beyond
-            keys = looks[:, start + first : seen, :seen].flatten(0, 1) @ dense[:seen].flatten(1)
-            for one, own in zip(products, keys.view(len(looks), -1, d, n), strict=True):
-                torch.bmm(queries[here], own, out=one[here])
-        for one, own in zip(found, products, strict=True):
-            one += rows.times(own.flatten(0, 1))
+    for start in range(0, query.n_tokens, QUERIES):
+        stop = min(start + QUERIES, query.n_tokens)  # none of these sees a key beyond
+        queries, rows = _by_query(query, names, start, stop)
+        keys = _over_keys(key, names, looks[:, start:stop, :stop])
+        for one, own in zip(found, keys, strict=True):
+            one += rows.times((queries @ own).flatten(0, 1))
+
+
+def _over_keys(
+    key: Side, names: Int[Tensor, " j"], looks: Float[Tensor, "z query key"]
+) -> Float[Tensor, "z query d_head j"]:
+    """Sum the first keys of a side for each query, as it looks at them."""
+    n, d, n_keys = len(names), key.vector.shape[1], looks.shape[-1]
+    here = slice(0, int(key.offsets[n_keys]))
+    slot, position, vector = torch.searchsorted(names, key.source[here]), key.position[here], key.vector[here]
+    if SPARSE and vector.device.type == "cpu":
+        table = _by_source(slot, position, vector, n, n_keys)
+        found = looks.new_empty(looks.shape[0] * looks.shape[1], d * n)
+        torch.addmm(found.T, table, looks.flatten(0, 1).T, beta=0, out=found.T)  # by columns: nothing is copied
+    else:
+        dense = vector.new_zeros(n_keys, d, n)
+        dense[position[:, None], torch.arange(d, device=dense.device), slot[:, None]] = vector
+        found = looks.flatten(0, 1) @ dense.flatten(1)
+    return found.view(*looks.shape[:2], d, n)
+
+
+def _by_source(
+    slot: Int[Tensor, " row"], position: Int[Tensor, " row"], vector: Float[Tensor, "row d_head"], n: int, n_tokens: int
+) -> Tensor:
+    """Return parts as a sparse matrix ((d_head, source), token): few sources of each are there."""
+    d, order = vector.shape[1], torch.argsort(slot, stable=True)
+    ends = torch.bincount(slot, minlength=n).cumsum(0)
+    bounds = torch.cat([ends.new_zeros(1), (ends + len(slot) * torch.arange(d)[:, None]).flatten()])
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that such tensors are new
+        return torch.sparse_csr_tensor(
+            bounds, position[order].repeat(d), vector[order].T.flatten(), (d * n, n_tokens), check_invariants=False
+        )
 
 
 def _by_query(

@@ -37,6 +37,15 @@ FRA_VIEW = "feature_attention"
 SEARCH_VIEW = "conceptual_induction"
 """What a page of searches for conceptual induction has, after feature-resolved attention."""
 
+UNIVERSE_VIEW = "universe"
+"""What a page of a universe of heads has first; views of heads follow where there are scores."""
+
+STUDY_VIEW = "universe_study"
+"""What a page of a study of a universe has after its map."""
+
+RULES_VIEW = "rules"
+"""What a page of rules has, after searches."""
+
 PROBE_VIEWS = {"probe_evaluation": "evaluations", "probe_reading": "readings"}
 """What a page of probes has instead of those of heads, and what each shows; a page of both has them after those."""
 
@@ -47,6 +56,13 @@ holds meets something that the key holds. Point at two tokens to see which pairs
 Nothing is left out: the parts end at the model's own number."""
 _LEAD_OF_SEARCHES = """An induction head finds where the current token stood before. Some heads find where its concept
 did, in other words: below are the pairs of features by which they do, beside what chance would show."""
+_LEAD_OF_UNIVERSE = """Every dot below is one attention head, and heads that look alike lie together, whatever model
+they are of. Point at a dot to see its pattern; choose it to see its like in other models, on the same text."""
+_LEAD_OF_STUDY = """Does a head of one model have its like in others? Each head of a kind looks for its like
+among the heads of all other families: below is what it finds, beside what is found by knowing less."""
+_LEAD_OF_RULES = """A head writes features, and each fires for a reason. Below are rules that tell when: what a token
+holds, seen from what another one holds, and how far that moves the feature. Each was judged on texts that did not
+choose it."""
 _LEAD_OF_PROBES = """A probe reads what a model holds in mind while it reads a text. Below is how far it can be trusted,
 and which tokens of a text make it say what it says."""
 _EXPORT = "export default { render };"
@@ -59,8 +75,8 @@ def write_report(results: Sequence[Result] | Result, path: str | Path, *, title:
     """Write one self-contained page that shows `results` (one, or several), and return its path.
 
     `results` holds HeadAtlas or HeadScores, and at most one AttentionPatterns and one HeadCircuits per model; any
-    number of FeatureAttention and ConceptualInduction, with FeatureLabels of their dictionaries; and the Evaluation
-    and ProbeReadings of probes, any number of each.
+    number of FeatureAttention, ConceptualInduction and Rules, with FeatureLabels of their dictionaries; a HeadUniverse
+    and a UniverseStudy; and the Evaluation and ProbeReadings of probes, any number of each.
     The same results give the same bytes. Any existing file is replaced, and only once the page is complete.
 
     Raises
@@ -116,18 +132,27 @@ def _page(values: dict[str, Any], title: str | None) -> str:
 def _views(values: dict[str, Any]) -> list[str]:
     """The views that have something to show; where all came from stands last."""
     *of_heads, last = VIEWS
+    of_universe = [UNIVERSE_VIEW] if values["universe"] and values["universe"]["fitted"] else []
+    of_universe += [STUDY_VIEW] if values["study"] else []
+    # Patterns alone are there for the universe to show; grids without a score would say nothing.
+    grids = values["heads"] and (values["kinds"] or any(values["circuits"]) or not of_universe)
     of_fra = [FRA_VIEW] if values["fra"] else []
     of_search = [SEARCH_VIEW] if values["searches"] else []
+    of_rules = [RULES_VIEW] if values["rules"] else []
     of_probes = [name for name, shows in PROBE_VIEWS.items() if values[shows]]
-    return [*(of_heads if values["heads"] else []), *of_fra, *of_search, *of_probes, last]
+    return [*of_universe, *(of_heads if grids else []), *of_fra, *of_search, *of_rules, *of_probes, last]
 
 
 def _lead(values: dict[str, Any]) -> str:
+    if values["universe"]:
+        return _LEAD_OF_UNIVERSE if values["universe"]["fitted"] else _LEAD_OF_STUDY
     if values["heads"]:
         return _LEAD_OF_HEADS
     if values["fra"]:
         return _LEAD_OF_FRA
-    return _LEAD_OF_SEARCHES if values["searches"] else _LEAD_OF_PROBES
+    if values["searches"]:
+        return _LEAD_OF_SEARCHES
+    return _LEAD_OF_RULES if values["rules"] else _LEAD_OF_PROBES
 
 
 def _source(name: str) -> str:
@@ -229,11 +254,19 @@ def embedded_json(name: str, value: Any) -> str:
 
 
 def _title(values: dict[str, Any]) -> str:
+    if values["universe"]:
+        models = values["universe"]["models"]
+        what = f"{len(models)} models, side by side" if len(models) > 1 else models[0]["model"]
+        return f"Attention heads of {what}"
     names = [h["model"] for h in values["heads"]]
     if not names and values["fra"]:
         return _title_of_fra(values["fra"])
     if not names and values["searches"]:
         return f"Conceptual induction in {_joined(list(dict.fromkeys(one['model'] for one in values['searches'])))}"
+    if not names and values["rules"]:
+        found = values["rules"]
+        what = found[0]["name"][:1].lower() + found[0]["name"][1:] if len(found) == 1 else f"{len(found)} heads"
+        return f"What makes the features of {what} fire"
     if not names:
         names = list(dict.fromkeys(one["model"] for one in _of_probes(values) if one["model"]))
         what = "Probes" if max(len(values["evaluations"]), len(values["readings"])) > 1 else "A probe"
@@ -260,8 +293,8 @@ def _of_probes(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _summary(values: dict[str, Any]) -> str:
-    parts = []
-    if values["heads"]:
+    parts = _summary_of_universe(values) if values["universe"] else []
+    if values["heads"] and not values["universe"]:
         n = [n for n in values["scores"]["n"] if n is not None]
         texts = sum(len(p["texts"]) for p in values["patterns"] if p)
         parts = [
@@ -282,12 +315,26 @@ def _summary(values: dict[str, Any]) -> str:
         heads = len({(row["layer"], row["head"]) for row in one["heads"]})
         channels = f"{_count(sum(row['found'] for row in one['heads']), 'channel')} of {one['tested']:,} found"
         parts += [f"{_count(heads, 'head')} searched", channels]
+    for one in values["rules"]:
+        parts += [_count(len(one["features"]), "feature"), _count(sum(f["rules"] for f in one["features"]), "rule")]
+        parts += [
+            _count(n, name) for name in ("absence", "count") if (n := sum(f[f"{name}s"] for f in one["features"]))
+        ]
+        parts += [_count(one["texts"], "text")] if one["texts"] is not None else []
     for unit in ("documents", "tokens"):
         if judged := [one["n"] for one in values["evaluations"] if one["unit"] == unit and one["n"] is not None]:
             parts.append(f"judged on {_range(judged)} {unit}")
     if read := sum(len(one["documents"]) for one in values["readings"]):
         parts.append(f"{_count(read, 'text')} read token by token")
     return " · ".join(parts)
+
+
+def _summary_of_universe(values: dict[str, Any]) -> list[str]:
+    universe = values["universe"]
+    families = {one["family"] for one in universe["models"] if one["family"] is not None}
+    parts = [_count(len(universe["models"]), "model")]
+    parts += [f"{len(families)} famil{'y' if len(families) == 1 else 'ies'}"] if families else []
+    return [*parts, _count(len(universe["heads"]["model"]) + universe["left_out"], "head")]
 
 
 def _count(number: int, noun: str) -> str:

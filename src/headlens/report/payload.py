@@ -11,6 +11,8 @@
                      for model M; source and target are indices of tokens
     fra, fra_R       of feature-resolved attention: see fra_payload.py
     searches         of conceptual induction: see induction_payload.py
+    rules, rules_R_F of rules: see rules_payload.py
+    universe, study  of a universe of heads: see universe_payload.py
     evaluations, readings, reading_R_D          of probes: see probe_payload.py
     provenance       [{results: [name, ...], provenance: {...}}]
 
@@ -44,12 +46,19 @@ from headlens.report.fra_payload import fra_traits
 from headlens.report.induction_payload import induction_traits
 from headlens.report.plain import pack, short_names, shown
 from headlens.report.probe_payload import probe_traits
+from headlens.report.rules_payload import rules_traits
+from headlens.report.universe_payload import models_of, universe_traits
+from headlens.rules.results import Rules
+from headlens.universe.embed import HeadUniverse
+from headlens.universe.tables import UniverseStudy
 
 _DECIDED = ("q", "level")
 """Columns of an atlas that plain scores do not have."""
 
 
-_ELSEWHERE = (FeatureAttention, FeatureLabels, ConceptualInduction, Evaluation, ProbeReadings)
+_ELSEWHERE = (
+    FeatureAttention, FeatureLabels, ConceptualInduction, Rules, HeadUniverse, UniverseStudy, Evaluation, ProbeReadings,
+)  # fmt: skip
 """What the other payload files know."""
 
 
@@ -69,28 +78,37 @@ def traits(results: Sequence[Result]) -> dict[str, Any]:
     table = _score_columns(scores)
     heads = _heads(table, patterns, circuits)
     of_search = induction_traits(searches)
-    labels_alone = of_search["searches"] and not any(isinstance(r, FeatureAttention) for r in of_fra)
-    fra = fra_traits([] if labels_alone else of_fra)  # labels may be of what a search found
-    if not heads and not of_probes and not of_fra and not of_search["searches"]:
+    of_rules = rules_traits(results)
+    elsewhere = of_search["searches"] or of_rules["rules"]
+    labels_alone = elsewhere and not any(isinstance(r, FeatureAttention) for r in of_fra)
+    fra = fra_traits([] if labels_alone else of_fra)  # labels may be of what a search found, or of what rules name
+    universe = models_of(results)
+    if not heads and not of_probes and not of_fra and not elsewhere and not universe:
         if not results:
             raise ResultError(
                 "A report needs at least one result: pass a HeadAtlas or HeadScores, AttentionPatterns and "
-                "HeadCircuits if you have them, a FeatureAttention, a ConceptualInduction, or the Evaluation and "
-                "ProbeReadings of a probe."
+                "HeadCircuits if you have them, a FeatureAttention, a ConceptualInduction, Rules, a HeadUniverse "
+                "and its UniverseStudy, or the Evaluation and ProbeReadings of a probe."
             )
         raise ResultError("These results hold no head: pass HeadScores with at least one row.")
     models = [h["model"] for h in heads]
     kinds = _kinds(table)
+    every = [*models, *(name for name in universe if name not in models)]
+    short = dict(zip(every, short_names(every), strict=True))
+    shown_patterns = _texts(patterns, models)
+    places = {name: i for i, name in enumerate(models) if shown_patterns[i]}
     return {
-        "heads": [{**h, "model": name} for h, name in zip(heads, short_names(models), strict=True)],
+        "heads": [{**h, "model": short[h["model"]]} for h in heads],
         "kinds": [_described(kind) for kind in kinds],
         "scores": _indexed(table, models, kinds),
-        "patterns": _texts(patterns, models),
+        "patterns": shown_patterns,
         **_packed(patterns, models),
         "circuits": [any(c.model == name for c in circuits) for name in models],
         **{f"circuits_{models.index(c.model)}": _by_head(c, heads[models.index(c.model)]) for c in circuits},
         **fra,
         **of_search,
+        **of_rules,
+        **universe_traits(results, short, places),
         **probe_traits(of_probes),
         "provenance": _provenance(results),
     }
@@ -122,8 +140,8 @@ def _sorted_by_type(
         if not isinstance(result, HeadScores | AttentionPatterns | HeadCircuits):
             raise ResultError(
                 "A report shows HeadAtlas, HeadScores, AttentionPatterns, HeadCircuits, FeatureAttention, "
-                f"FeatureLabels, ConceptualInduction, Evaluation and ProbeReadings, not {type(result).__name__}: leave "
-                "it out."
+                "FeatureLabels, ConceptualInduction, Rules, HeadUniverse, UniverseStudy, Evaluation and ProbeReadings, "
+                f"not {type(result).__name__}: leave it out."
             )
     scores = [r for r in results if isinstance(r, HeadScores)]
     patterns = [r for r in results if isinstance(r, AttentionPatterns)]
@@ -292,6 +310,12 @@ def _name(result: Result) -> str:
         return "Labels of features"
     if isinstance(result, ConceptualInduction):
         return "Search for conceptual induction"
+    if isinstance(result, Rules):
+        return f"Rules of layer {result.layer}, head {result.head}"
+    if isinstance(result, HeadUniverse):
+        return "Universe of heads"
+    if isinstance(result, UniverseStudy):
+        return "Study of the universe of heads"
     if isinstance(result, Evaluation):
         return "Evaluation of a probe"
     if isinstance(result, ProbeReadings):

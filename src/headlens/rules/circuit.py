@@ -25,9 +25,9 @@ from headlens._errors import DataError, NotAffineError
 from headlens.dictionaries import Autoencoder, Dictionary
 from headlens.dictionaries.dictionary import Split
 from headlens.dictionaries.sites import fitted
-from headlens.fra.resolve import BOUND, stacked
+from headlens.fra.resolve import BOUND, ready, stacked
 from headlens.fra.sides import PartMap, Side, sides
-from headlens.models import Head, load
+from headlens.models import Head
 from headlens.tracing.capture import as_tokens, capture
 
 
@@ -152,10 +152,9 @@ def circuit(
     NotAffineError
         If the pre-activations of z's dictionary are not affine.
     DataError
-        If the sums miss the dictionary's own pre-activations.
+        If the model is in half precision, or the sums miss the dictionary's own pre-activations.
     """
-    model = load(source, **load_options)
-    model.check_causal("only heads that look back can be taken apart")
+    model = ready(source, **load_options)
     dictionary = fitted(dictionary, model, layer, head).to(device=model.device)
     z_dictionary = fitted(z_dictionary, model, layer, head, at="z").to(device=model.device)
     chosen = tuple(range(z_dictionary.d_sae)) if features is None else tuple(features)
@@ -177,10 +176,10 @@ def circuit(
         layer, head, chosen, query, key, values(of, x, parts, normalized=normalized),
         of.pattern(scores, of.visible(len(x))), mine, read.bias[list(chosen)].to(z.dtype), others, own,
     )  # fmt: skip
-    bound = BOUND.get(model.dtype, 0.05)
+    bound = BOUND[model.dtype]
     if not (error := found.error()) <= bound:
         raise DataError(
             f"The parts miss the features that layer {layer}, head {head} writes by {error:.2g} of the largest (at "
-            f"most {bound:.0e} in {model.dtype}): load the model with dtype float32."
+            f"most {bound:.0e} in {model.dtype}): load the model with dtype float64."
         )
     return found

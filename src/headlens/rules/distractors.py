@@ -163,8 +163,9 @@ def suspects(
 
 def _met(truth: Truth, replacements: Replacements, rule: SkipGram) -> Bool[np.ndarray, " example"]:
     """Examples that fire where a rule matches."""
-    examples = truth.examples
-    return np.isin(examples.row, replacements.rows_where(rule.query, rule.key)) & examples.fires
+    matches = np.zeros(len(replacements.ids), bool)
+    matches[replacements.rows_where(rule.query, rule.key)] = True
+    return matches[truth.examples.row] & truth.examples.fires
 
 
 def confirm(

@@ -15,6 +15,7 @@ Axes: example; draw; tie = groups of equal predictions, descending.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -62,6 +63,7 @@ def judged(
     return Scores({name: float(values[0]) for name, values in found.items()}, low, high)
 
 
+@lru_cache(maxsize=1)  # every predictor of a feature is judged on the same draws
 def resampled(examples: Examples, *, draws: int, seed: int) -> Float[np.ndarray, "draw example"]:
     """Return weights times how often each draw takes the example's text."""
     texts, which = np.unique(examples.text, return_inverse=True)

@@ -11,7 +11,8 @@ Axes: example, key; query = features i that may be named, 0 for none in particul
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ TABLE = 1 << 24
 """Numbers of a table (offset, query, keyed)."""
 NONE = -1
 """Written as the number of no query feature in particular."""
+Some = TypeVar("Some", "KeyMatches", "Matches")
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ class KeyMatches:
 
     def only(self, named: Bool[np.ndarray, " keyed"]) -> "KeyMatches":
         """Return the matches of some key features."""
-        kept = named[self.keyed]
-        return KeyMatches(self.example[kept], self.key[kept], self.keyed[kept], self.activation[kept])
+        return _where(self, named[self.keyed])
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,12 @@ class Matches:
     def only(self, rank: Int[np.ndarray, " pair"]) -> "Matches":
         """Return the matches of some pairs, numbered by `rank`; those below 0 are left out."""
         ranked = rank[self.pair]
-        kept = ranked >= 0
-        return Matches(ranked[kept], self.cell[kept], self.score[kept], self.write[kept])
+        return _where(replace(self, pair=ranked), ranked >= 0)
+
+
+def _where(matches: Some, kept: Bool[np.ndarray, " match"]) -> Some:
+    """The matches that are kept."""
+    return replace(matches, **{one.name: getattr(matches, one.name)[kept] for one in fields(matches)})
 
 
 def key_matches(active: Sparse, examples: Examples, local: Int[np.ndarray, " d_sae"]) -> KeyMatches:

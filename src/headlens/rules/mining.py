@@ -5,11 +5,13 @@ Axes: feature = output features; rule; size = how many rules.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from headlens._errors import DataError
+from headlens.rules.agreement import Agreement, agreement
 from headlens.rules.candidates import Candidates, Method, by_effect, by_magnitude, pull
 from headlens.rules.counting import FoundCount, dose_curve, expected, kinds_of
 from headlens.rules.distractors import FoundAbsence, confirm, raising, suspects
@@ -52,8 +54,10 @@ def mine(
     Raises
     ------
     DataError
-        If a part of the corpus is empty.
+        If no feature is named, or a part of the corpus is empty.
     """
+    if not len(features):
+        raise DataError("features must name one output feature at least.")
     miner = Miner(observed, head, asked)
     mined = []
     for n, feature in enumerate(features, 1):
@@ -124,23 +128,23 @@ class Miner:
         sets = self.rule_set(feature, candidates, chosen, fields[0][0], truth, rows, bias)
         best = strongest(test, 8)
         share = coverage(fields[0][0])[chosen.order].tolist()
-        absences, found_counts = self.tried(feature, candidates, sets, share, truth, rows)
+        absences, found_counts, agreements = self.tried(feature, candidates, sets, share, truth, rows)
         return Mined(
             feature, int(self.counts.positions[feature]), int(self.counts.texts[feature]), sets,
             [level.n for level in chosen.levels], [level.rest for level in chosen.levels], rows,
-            [self.exemplar(test, i, w) for i in best], (len(mining), len(select), len(test)),
-            share, absences, found_counts,
+            [self.exemplar(test, i, w, sets) for i in best], (len(mining), len(select), len(test)),
+            share, absences, found_counts, agreements,
         )  # fmt: skip
 
     def tried(
         self, feature: int, candidates: Candidates, sets: RuleSet, share: list[float], truth: Truth,
         rows: list[dict[str, Any]],
-    ) -> tuple[list[FoundAbsence], list[FoundCount]]:  # fmt: skip
-        """Suspected distractors and counts, each tried by replacing tokens."""
+    ) -> tuple[list[FoundAbsence], list[FoundCount], list[Agreement]]:  # fmt: skip
+        """Suspected distractors and counts, and the rules that raise it most, each tried by replacing tokens."""
         w, _ = self.direction(feature)
         n, seed, pairs = self.asked.suspects, self.asked.seed, candidates.pairs
         if not n or not sets.rules:
-            return [], []
+            return [], [], []
         pre = self.seen.z @ self.seen.reader.weight[:, feature].float().cpu().numpy() + sets.bias
         threshold = self.threshold(feature, rows)
         absences = [
@@ -161,7 +165,7 @@ class Miner:
             keys = int(np.median((truth.examples.row - truth.examples.start)[seeing]))
             some = expected(kinds, other, query, sets.rules, max(keys, 2), n)
             found += [dose_curve(one, feature, self.exemplars, self.replacements, seed=seed) for one in some]
-        return absences, found
+        return absences, found, agreement(best, feature, self.exemplars, self.replacements, seed=seed)
 
     def level(self, sets: RuleSet, truth: Truth) -> np.ndarray:
         """Mean score of each example's keys, without what rules and distance add."""
@@ -240,8 +244,11 @@ class Miner:
             sink_of(self.of),
         )  # fmt: skip
 
-    def exemplar(self, examples: Examples, i: int, w: np.ndarray) -> dict[str, Any]:
-        """One position where the feature fires: its text so far, and what each source position adds."""
+    def exemplar(self, examples: Examples, i: int, w: np.ndarray, sets: RuleSet) -> dict[str, Any]:
+        """One position where the feature fires: its text so far, what each position adds, and which features it holds.
+
+        Of features only those that a rule names.
+        """
         one = examples.some(np.array([i]))
         truth = self.truth(one, w)
         start, stop = int(one.start[0]), int(one.row[0]) + 1
@@ -249,10 +256,14 @@ class Miner:
         tokenizer = self.observed.model.tokenizer
         named = [str(t) for t in ids] if tokenizer is None else tokenizer.convert_ids_to_tokens(ids.tolist())
         adds = (truth.pattern * truth.writes)[0, : stop - start]
+        is_named = np.zeros(self.observed.active.d_sae, bool)
+        is_named[[i for rule in sets.rules for i in (rule.query, rule.key) if i != NONE]] = True
+        tokens_hold = [self.active.features[a:b] for a, b in pairwise(self.active.offsets[start : stop + 1])]
         return {
             "text": int(one.text[0]), "position": stop - start - 1, "activation": float(one.activation[0]),
             "tokens": [_shown(tokenizer, int(t), name) for t, name in zip(ids, named, strict=True)],
             "adds": adds.tolist(),
+            "holds": [np.sort(held[is_named[held]]).tolist() for held in tokens_hold],
         }  # fmt: skip
 
 

@@ -30,10 +30,10 @@ from headlens.data.tokens import Tokens
 from headlens.dictionaries import Autoencoder, Dictionary
 from headlens.dictionaries.dictionary import Active, Split
 from headlens.dictionaries.sites import fitted
-from headlens.fra.resolve import stacked
+from headlens.fra.resolve import ready, stacked
 from headlens.fra.sides import PartMap
 from headlens.fra.weights import unrotated
-from headlens.models import Head, Model, load
+from headlens.models import Head, Model
 from headlens.rules.circuit import Reader, reader
 from headlens.tracing.capture import as_tokens, capture
 
@@ -127,10 +127,9 @@ def observe(
     NotAffineError
         If the pre-activations of a z dictionary are not affine.
     DataError
-        If there is no head, no text, or one is too long.
+        If there is no head, no text, one is too long, or the model is in half precision.
     """
-    model = load(source, **load_options)
-    model.check_causal("only heads that look back can be taken apart")
+    model = ready(source, **load_options)
     if not z_dictionaries:
         raise DataError("z_dictionaries must name one head at least: {head: dictionary of its z}.")
     packed = as_tokens(tokens)

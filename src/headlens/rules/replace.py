@@ -14,15 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from headlens._statistics import bootstrap_mean
+from headlens.models import Model
+from headlens.rules.exemplars import attention
 from headlens.rules.matches import NONE, Sparse
 from headlens.rules.observe import Observed
-from headlens.tracing.capture import capture
+from headlens.tracing.capture import Batch, capture, groups
 
 SEEN_OFTEN = 3
 """A carrier was seen so many times at least."""
+BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -53,28 +57,35 @@ class Replacements:
         self.is_first[starts[observed.tokens.lengths > 0]] = True
         self.start_of = np.repeat(starts, observed.tokens.lengths)
         self.text_of = observed.text_of
-        self._order = np.argsort(active.features, kind="stable")
-        self._bounds = np.searchsorted(active.features[self._order], np.arange(observed.active.d_sae + 1))
+        self._seen = np.bincount(self.ids[~self.is_first])
+        order = np.argsort(active.features, kind="stable")
+        self._rows, self._values = active.rows[order], active.values[order]
+        self._bounds = np.searchsorted(active.features[order], np.arange(observed.active.d_sae + 1))
 
     def where(self, feature: int) -> tuple[Int[np.ndarray, " row"], Float[np.ndarray, " row"]]:
         """Return the tokens at which an input feature is active, ascending, and how much."""
         if feature == NONE:
             return np.arange(len(self.ids)), np.ones(len(self.ids))
-        own = self._order[self._bounds[feature] : self._bounds[feature + 1]]
-        return self.active.rows[own], self.active.values[own]
+        own = slice(self._bounds[feature], self._bounds[feature + 1])
+        return self._rows[own], self._values[own]
 
-    def carrier(self, feature: int) -> int | None:
-        """Return the token at which a feature is most active on average; None if it hardly ever is."""
+    def carriers(self, feature: int, n: int) -> Int[np.ndarray, " token"]:
+        """Return the n tokens at which a feature is most active on average; fewer, or none, if it hardly ever is."""
         rows, values = self.where(feature)
         rows, values = rows[~self.is_first[rows]], values[~self.is_first[rows]]
         if not len(rows):
-            return None
+            return np.zeros(0, np.int64)
         ids = self.ids[rows]
-        seen = np.bincount(self.ids[~self.is_first])
-        count = np.bincount(ids, minlength=len(seen))
-        mean = np.bincount(ids, values, len(seen)) / np.maximum(seen, 1)
+        count, mean = np.bincount(ids, minlength=len(self._seen)), np.bincount(ids, values, len(self._seen))
+        mean = mean / np.maximum(self._seen, 1)
         mean[count < min(SEEN_OFTEN, int(count.max()))] = -np.inf
-        return int(np.argmax(mean))
+        best = np.argsort(-mean, kind="stable")[:n]
+        return best[mean[best] > 0]
+
+    def carrier(self, feature: int) -> int | None:
+        """Return the token at which a feature is most active on average; None if it hardly ever is."""
+        found = self.carriers(feature, 1)
+        return int(found[0]) if len(found) else None
 
     def neutral(self, features: Sequence[int]) -> Int[np.ndarray, " row"]:
         """Return tokens (as rows) at which none of these features is active; the first of a text is none."""
@@ -107,16 +118,49 @@ class Replacements:
         """Return an output feature's pre-activation and activation at the last token of each context."""
         if not contexts:
             return np.zeros(0), np.zeros(0)
-        site = f"blocks.{self.observed.layer}.attn.hook_z"
         seen = self.observed.heads[self.head]
-        rows = []
-        order = np.argsort([len(one) for one in contexts], kind="stable")  # batches of one length hold no padding
-        for batch in capture(self.observed.model, [contexts[i] for i in order], [site]):
-            last = batch.mask.sum(-1) - 1
-            z = batch[site][torch.arange(len(last), device=last.device), last]
-            rows.append(z[:, self.head] if seen.dictionary.head is not None else z.flatten(-2))
-        z = torch.cat(rows).to(seen.dictionary.dtype)
+        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # batches of one length hold no padding
+        lengths = np.array([len(contexts[i]) for i in order])
+        some = groups(lengths, BATCH_TOKENS, self.observed.model.rotary_limit)
+        z = torch.cat([self._z([contexts[order[i]] for i in own]) for own in some]).to(seen.dictionary.dtype)
         pre = z @ seen.reader.weight[:, feature].to(z.dtype) + seen.reader.bias[feature]
         found = np.empty((2, len(contexts)))
         found[:, order] = torch.stack([pre, seen.dictionary.encode(z)[:, feature]]).cpu().numpy()
         return found[0], found[1]
+
+    def _z(self, contexts: list[Int[np.ndarray, "_"]]) -> Float[Tensor, "context d_in"]:
+        """Return z at the last token of each context: of the head, or of all where the dictionary reads all.
+
+        The model runs no further than to what the layer reads, and nothing is computed for other queries.
+        """
+        model, layer = self.observed.model, self.observed.layer
+        alone = self.observed.heads[self.head].dictionary.head is not None
+        x, mask = _entering(model, contexts, layer)
+        token, last = torch.arange(x.shape[1], device=x.device), mask.sum(-1) - 1
+        at_last = x[torch.arange(len(x), device=x.device), last]
+        parts = []
+        for of in (model.head(layer, h) for h in ([self.head] if alone else range(model.n_heads))):
+            scores = of.scale * (of.key(x, token) @ of.query(at_last, last)[:, :, None])[..., 0]
+            visible = mask if of.window is None else mask & (token > last[:, None] - of.window)
+            pattern = attention(scores.double().cpu().numpy(), visible.cpu().numpy(), of)
+            parts.append((torch.from_numpy(pattern).to(x)[:, None] @ of.value(x))[:, 0])
+        return torch.cat(parts, -1)
+
+
+class _Seen(Exception):  # no error: the way out of a forward pass
+    """Carries what a layer reads, the moment it is there."""
+
+
+def _entering(
+    model: Model, contexts: list[Int[np.ndarray, "_"]], layer: int
+) -> tuple[Float[Tensor, "context token d_model"], Bool[Tensor, "context token"]]:
+    """Return what a layer reads, and which tokens are there; it and those after it are not run."""
+
+    def leave(value: Tensor, batch: Batch) -> None:
+        raise _Seen(value, batch.mask)
+
+    try:
+        next(capture(model, contexts, {f"blocks.{layer}.hook_resid_pre": leave}, batch_tokens=BATCH_TOKENS))
+    except _Seen as seen:
+        return seen.args
+    raise AssertionError("every layer reads something")

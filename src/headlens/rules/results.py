@@ -21,11 +21,13 @@ from headlens._errors import DataError
 from headlens._result import Provenance, Result
 from headlens._statistics import bootstrap_mean
 from headlens.fra.labels import FeatureLabels
+from headlens.rules.agreement import Agreement
 from headlens.rules.counting import FoundCount
 from headlens.rules.distractors import FoundAbsence
 from headlens.rules.evaluate import METRICS
 from headlens.rules.exemplars import N_BUCKETS
 from headlens.rules.language import Absence, Count, RuleSet, SkipGram
+from headlens.rules.replace import Difference
 from headlens.rules.restrict import Rest
 from headlens.rules.select import SIZES
 
@@ -35,7 +37,7 @@ _LEVEL = pa.struct([("predictor", pa.string()), ("rules", pa.int64()), ("thresho
 ])  # fmt: skip
 _EXEMPLAR = pa.struct([
     ("text", pa.int64()), ("position", pa.int64()), ("activation", pa.float64()), ("tokens", pa.list_(pa.string())),
-    ("adds", pa.list_(pa.float64())),
+    ("adds", pa.list_(pa.float64())), ("holds", pa.list_(pa.list_(pa.int64()))),
 ])  # fmt: skip
 _DIFFERENCE = pa.struct([("n", pa.int64()), ("mean", pa.float64()), ("low", pa.float64()), ("high", pa.float64())])
 _ABSENCE = pa.struct([
@@ -48,14 +50,20 @@ _COUNT = pa.struct([
     ("query", pa.int64()), ("attract", pa.int64()), ("suppress", pa.int64()), ("ratio", pa.float64()),
     ("doses", pa.list_(_DOSE)), ("places", pa.int64()), ("contexts", pa.int64()), ("confirmed", pa.bool_()),
 ])  # fmt: skip
+_AGREEMENT = pa.struct([
+    ("rule", _RULE), ("n", pa.int64()), ("matching", pa.float64()), ("without_key", pa.float64()),
+    ("without_query", pa.float64()), ("right", _DIFFERENCE),
+])  # fmt: skip
 SCHEMA = pa.schema([
     ("feature", pa.int64()), ("positions", pa.int64()), ("texts", pa.int64()), ("rules", pa.list_(_RULE)),
     ("coverage", pa.list_(pa.float64())),
     ("curve", pa.list_(_LEVEL)), ("exemplars", pa.list_(_EXEMPLAR)), ("examples", pa.list_(pa.int64())),
     ("absences", pa.list_(_ABSENCE)), ("counts", pa.list_(_COUNT)),
+    ("agreement", pa.list_(_AGREEMENT)),
 ])  # fmt: skip
 """positions, texts: where the feature fires in the corpus; coverage: of what fires in the mining part, the share at
-which each rule matches; examples: how many were mined, selected and tested on."""
+which each rule matches; examples: how many were mined, selected and tested on; adds, holds: of each token, what it
+adds, and which features that rules name it holds."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Mined:
     coverage: list[float]
     absences: list[FoundAbsence]
     counts: list[FoundCount]
+    agreement: list[Agreement]
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,13 @@ class Rules(Result):
         """
         if feature is not None:
             return pa.Table.from_pylist(self.table["curve"][self._row(feature)].as_py(), pa.schema(list(_LEVEL)))
-        return _mean_curve([row["curve"] for row in self.table.to_pylist()])
+        return mean_curve([row["curve"] for row in self.table.to_pylist()])
+
+    def agreement(self, feature: int) -> list[Agreement]:
+        """Return how the feature did on texts made to match its first rules, and on texts made not to."""
+        rows = self.table["agreement"][self._row(feature)].as_py()
+        told = (row | {"rule": SkipGram(**row["rule"]), "right": Difference(**row["right"])} for row in rows)
+        return [Agreement(**row) for row in told]
 
     def exemplars(self, feature: int) -> list[dict[str, Any]]:
         """Return where a feature fires most in the test part: tokens, and what each adds to it."""
@@ -222,10 +237,10 @@ def told(made: Provenance, d_sae: int, mined: Sequence[Mined]) -> Rules:
     rows = [
         {
             "feature": one.feature, "positions": one.positions, "texts": one.texts,
-            "rules": [vars(rule) for rule in one.rules.rules], "coverage": one.coverage,
-            "curve": one.curve, "exemplars": one.exemplars,
+            "coverage": one.coverage, "curve": one.curve, "exemplars": one.exemplars,
             "examples": list(one.examples), "absences": [found.to_row() for found in one.absences],
             "counts": [found.to_row() for found in one.counts],
+            "agreement": [found.to_row() for found in one.agreement],
         }
         for one in mined
     ]  # fmt: skip
@@ -248,7 +263,18 @@ def told(made: Provenance, d_sae: int, mined: Sequence[Mined]) -> Rules:
         "bias": np.array([one.rules.bias for one in mined]),
         "head": np.array(head, dtype=float),
     }
-    return Rules(made, pa.Table.from_pylist(rows, SCHEMA), arrays)
+    at = SCHEMA.get_field_index("rules")
+    rest = pa.Table.from_pylist(rows, SCHEMA.remove(at))
+    return Rules(made, rest.add_column(at, SCHEMA.field(at), _rules_column(mined, arrays["bounds"])), arrays)
+
+
+def _rules_column(mined: Sequence[Mined], bounds: np.ndarray) -> pa.Array:
+    """All rules, by feature: made from columns, for there are thousands of each."""
+    every = [rule for one in mined for rule in one.rules.rules]
+    columns = [pa.array([getattr(rule, part.name) for rule in every], part.type) for part in _RULE]
+    return pa.ListArray.from_arrays(
+        pa.array(bounds, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(_RULE))
+    )
 
 
 def _bounds(sizes: Sequence[int]) -> np.ndarray:
@@ -259,7 +285,7 @@ def _said(rule: SkipGram, labels: FeatureLabels | None) -> str:
     return rule.text() if labels is None else rule.text(labels.name)
 
 
-def _mean_curve(curves: list[list[dict[str, Any]]]) -> pa.Table:
+def mean_curve(curves: list[list[dict[str, Any]]]) -> pa.Table:
     """Means over features; low and high are those of the mean of features' values, by resampling features."""
     sizes = sorted({row["rules"] for rows in curves for row in rows if row["rules"] in (0, *SIZES)})
     wanted: list[tuple[str, int | None]] = [(name, n) for name in ("rules", "key_only", "random") for n in sizes]

@@ -3,7 +3,9 @@
 patterns    what did every head attend to?             features     what does an encoder know of each token?
 batches     both side by side                          clone        one map a head (phase 1)
 decoder     one decoder for all heads (phase 2)        embed        HeadUniverse
-baselines, evaluate, retrieval, outliers, rsa          study, page  all of it, in one go
+baselines, evaluate, retrieval, outliers, rsa          study        all of it, in one go
+spaces      baselines of the space                     tables       what a study keeps (measured), and its page
+ablations   the decoder with one part changed
 """
 
 from headlens.universe.batches import grouped
@@ -12,6 +14,7 @@ from headlens.universe.embed import HeadUniverse, fit_universe
 from headlens.universe.evaluate import Reconstruction
 from headlens.universe.features import Features, fit_features
 from headlens.universe.patterns import Patterns, open_patterns, record_patterns, split_texts
+from headlens.universe.tables import UniverseStudy
 
 __all__ = [
     "Clones",
@@ -20,6 +23,7 @@ __all__ = [
     "Patterns",
     "Reconstruction",
     "Training",
+    "UniverseStudy",
     "fit_clones",
     "fit_features",
     "fit_universe",

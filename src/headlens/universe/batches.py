@@ -9,8 +9,9 @@ Axes: doc, row = sampled query positions, key, head = heads of all models that r
 Memory: one shard of each of these models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,15 +43,40 @@ class Batch:
     """1 on a BOS key."""
     seen: Bool[Tensor, "doc row key"]
     """Keys up to the query, of rows that are there."""
-    symbols: Float[Tensor, "symbol doc row key"]
     target: Float[Tensor, "head doc row key"]
-    tokens: tuple[int, ...]
+    told: Bool[Tensor, "head doc row"]
+    """Rows that are there and in which the head attends to anything; of others it is not said where it looks."""
+    ids: tuple[Int[np.ndarray, " _"], ...]
+    spans: tuple[Int[np.ndarray, "_ span"], ...]
     texts: tuple[str, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(map(len, self.ids))
+
+    @cached_property
+    def places(self) -> Float[Tensor, "place doc row key"]:
+        """Which bucket each entry has, and whether its key is BOS."""
+        return placed(self.bucket, self.bos)
+
+    @cached_property
+    def symbols(self) -> Float[Tensor, "symbol doc row key"]:
+        """What only the symbolic baseline is shown."""
+        found = torch.zeros(len(SYMBOLS), *self.bucket.shape)
+        for n, (ids, spans, text) in enumerate(zip(self.ids, self.spans, self.texts, strict=True)):
+            kept = self.rows[n][self.real[n].bool()]
+            found[:, n, : len(kept), : len(ids)] = torch.from_numpy(_symbols(ids, spans, text))[:, kept]
+        return found
 
     @property
     def real(self) -> Float[Tensor, "doc row"]:
         """1 on rows that are there: documents of fewer rows are padded."""
         return self.seen.any(-1).float()
+
+    @property
+    def inside(self) -> Bool[Tensor, "doc token"]:
+        """Tokens that are there."""
+        return torch.arange(self.phi.shape[1]) < torch.tensor(self.tokens)[:, None]
 
     @property
     def queries(self) -> Float[Tensor, "doc row feature"]:
@@ -62,10 +88,22 @@ class Group:
     """Models that read the same tokens of the same texts."""
 
     members: tuple[Patterns, ...]
+    chosen: tuple[HeadId, ...] | None = None
+    """Heads that count, in the order of the members'; None for all."""
 
     @property
     def heads(self) -> list[HeadId]:
+        return self._all if self.chosen is None else list(self.chosen)
+
+    @property
+    def _all(self) -> list[HeadId]:
         return [head for member in self.members for head in member.heads]
+
+    def only(self, heads: Collection[HeadId]) -> "Group":
+        """Return the group with these heads alone, and models that have none of them left out."""
+        kept = set(heads)
+        members = tuple(m for m in self.members if kept.intersection(m.heads))
+        return Group(members, tuple(head for m in members for head in m.heads if head in kept))
 
     @property
     def models(self) -> list[str]:
@@ -77,7 +115,8 @@ class Group:
 
     def batch(self, index: int, features: Features) -> Batch:
         """Return one shard of all members, beside its features."""
-        return make_batch([member.shard(index) for member in self.members], features)
+        at = {head: i for i, head in enumerate(self._all)}
+        return make_batch([m.shard(index) for m in self.members], features, [at[head] for head in self.heads])
 
     def batches(self, features: Features) -> Iterator[Batch]:
         return (self.batch(i, features) for i in range(self.n_shards))
@@ -113,8 +152,8 @@ def bucket_of(distance: Int[np.ndarray, "*any"]) -> Int[np.ndarray, "*any"]:
     return np.where(distance < EXACT, np.maximum(distance, 0), np.minimum(EXACT + far, BUCKETS - 1)).astype(np.int64)
 
 
-def make_batch(shards: Sequence[Shard], features: Features) -> Batch:
-    """Return the shards of models that read alike as one batch.
+def make_batch(shards: Sequence[Shard], features: Features, heads: Sequence[int]) -> Batch:
+    """Return the shards of models that read alike as one batch, with these of all their heads.
 
     Raises
     ------
@@ -125,22 +164,20 @@ def make_batch(shards: Sequence[Shard], features: Features) -> Batch:
     if unread := [text for text in first.texts if text not in features.texts]:
         raise DataError(f"The encoder has not read {len(unread)} of these texts: call features.read(texts) first.")
     n_docs, n_tokens = len(first.texts), int(first.ids.lengths.max())
+    keys = np.arange(n_tokens)
     n_rows = max(map(len, first.rows))
     phi = np.zeros((n_docs, n_tokens, features.width), dtype=np.float32)
     rows = np.zeros((n_docs, n_rows), dtype=np.int64)
     real = np.zeros((n_docs, n_rows), dtype=bool)
-    symbols = np.zeros((len(SYMBOLS), n_docs, n_rows, n_tokens), dtype=np.float32)
     bos = np.zeros(n_docs, dtype=np.float32)
-    target = np.zeros((sum(len(s.weights[0]) for s in shards), n_docs, n_rows, n_tokens), dtype=np.float32)
+    target = np.zeros((len(heads), n_docs, n_rows, n_tokens), dtype=np.float32)
     for n, (ids, spans, kept, text) in enumerate(zip(first.ids, first.spans, first.rows, first.texts, strict=True)):
         phi[n, : len(ids)] = features.of(text, spans)
         rows[n, : len(kept)], real[n, : len(kept)] = kept, True
         bos[n] = spans[0, 1] == 0
-        symbols[:, n, : len(kept), : len(ids)] = _symbols(ids, spans, text)[:, kept]
-        heads = np.concatenate([s.weights[n] for s in shards])
-        for r, (q, row) in enumerate(zip(kept, np.split(heads, np.cumsum(kept + 1)[:-1], axis=1), strict=True)):
-            target[:, n, r, : q + 1] = row
-    keys = np.arange(n_tokens)
+        # Rows lie one after another, each up to its query: the causal half of (row, key), read along the rows.
+        weights = np.concatenate([shard.weights[n] for shard in shards])
+        target[:, n, : len(kept)][:, keys <= kept[:, None]] = weights[heads]
     seen = (keys <= rows[..., None]) & real[..., None]
     # Half precision rounds: a row of many small weights sums to 1 only within 1e-3.
     total = target.sum(-1, keepdims=True)
@@ -151,11 +188,20 @@ def make_batch(shards: Sequence[Shard], features: Features) -> Batch:
         bucket=torch.from_numpy(bucket_of(np.maximum(rows[..., None] - keys, 0))),
         bos=torch.from_numpy(bos[:, None, None] * (keys == 0) * np.ones_like(seen, dtype=np.float32)).float(),
         seen=torch.from_numpy(seen),
-        symbols=torch.from_numpy(symbols),
         target=torch.from_numpy(target),
-        tokens=tuple(map(int, first.ids.lengths)),
+        told=torch.from_numpy(total[..., 0] > 0),
+        ids=tuple(first.ids),
+        spans=first.spans,
         texts=first.texts,
     )
+
+
+def placed(bucket: Int[Tensor, "*entry"], bos: Float[Tensor, "*entry"]) -> Float[Tensor, "place *entry"]:
+    """Return which places each entry has: one product with it gives scores of places, another one their slopes."""
+    found = torch.zeros(POSITIONAL, *bucket.shape)
+    found.scatter_(0, bucket[None], 1.0)
+    found[BOS] = bos
+    return found
 
 
 def _symbols(

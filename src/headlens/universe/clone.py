@@ -26,7 +26,7 @@ from torch import Tensor
 
 from headlens._errors import DataError
 from headlens.axes import HeadId
-from headlens.universe.batches import BOS, POSITIONAL, SYMBOLS, Batch, Group
+from headlens.universe.batches import BOS, POSITIONAL, SYMBOLS, Batch, Group, placed
 from headlens.universe.features import Features
 
 RANK = 16
@@ -56,14 +56,14 @@ class Clones:
     """One map for each of some heads."""
 
     heads: tuple[HeadId, ...]
-    W_Q: Float[Tensor, "head feature rank"]
-    W_K: Float[Tensor, "head feature rank"]
+    W_Q: Float[Tensor, "head rank feature"]
+    W_K: Float[Tensor, "head rank feature"]
     place: Float[Tensor, "head place"]
     """b, c, and in the symbolic baseline the weights of the symbols."""
 
     @property
     def rank(self) -> int:
-        return self.W_Q.shape[2]
+        return self.W_Q.shape[1]
 
     def of(self, heads: Sequence[HeadId]) -> "Clones":
         """Return the clones of some heads, in this order."""
@@ -73,8 +73,7 @@ class Clones:
 
     def log_patterns(self, batch: Batch) -> Float[Tensor, "head doc row key"]:
         """Return log A^, with 0 where a query does not see the key."""
-        q, k = _projected(self, batch) if self.rank else (None, None)
-        return log_softmax(_scores(self, batch, q, k), batch)
+        return log_softmax(_scores(self, batch), batch)
 
 
 def joined(parts: Sequence[Clones]) -> Clones:
@@ -88,10 +87,10 @@ def joined(parts: Sequence[Clones]) -> Clones:
 
 def start(heads: Sequence[HeadId], width: int, *, rank: int, n_place: int, seed: int) -> Clones:
     """Return clones before training; what a head starts from depends on the seed and its own name alone."""
-    maps = torch.empty(2, len(heads), width, rank)
+    maps = torch.empty(2, len(heads), rank, width)
     for i, head in enumerate(heads):
         own = torch.Generator().manual_seed((seed << 32) + zlib.crc32(str(head).encode()))
-        maps[:, i] = torch.randn(2, width, rank, generator=own) / math.sqrt(width)
+        maps[:, i] = torch.randn(2, rank, width, generator=own) / math.sqrt(width)
     return Clones(tuple(heads), maps[0], maps[1], torch.zeros(len(heads), n_place))
 
 
@@ -122,8 +121,7 @@ def fit_clones(
     total = training.epochs * group.n_shards
     for step, index in enumerate(shard_order(group.n_shards, training)):
         clones = replace(clones, **dict(zip(("W_Q", "W_K", "place"), adam.parameters, strict=True)))
-        gradient, _ = gradients(clones, group.batch(index, features))
-        adam.step(gradient, step / total)
+        adam.step(gradients(clones, group.batch(index, features)), step / total)
         if progress is not None:
             progress(f"{', '.join(group.models)}: clones", step + 1, total)
     return replace(clones, **dict(zip(("W_Q", "W_K", "place"), adam.parameters, strict=True)))
@@ -167,52 +165,56 @@ class Adam:
             value.addcdiv_(mean, size, value=-rate / (1 - 0.9**self.n))
 
 
-def gradients(clones: Clones, batch: Batch) -> tuple[list[Tensor], Float[Tensor, " head"]]:
-    """Return the gradient of every head's mean row cross-entropy, and the cross-entropies.
+def gradients(clones: Clones, batch: Batch) -> list[Tensor]:
+    """Return the gradient of every head's mean row cross-entropy: of W_Q, W_K and the places.
 
-    d loss / d s = (A^ - A) / rows, which then goes back through the two maps and the places.
+    d loss / d s = (A^ - A) / rows, which then goes back through the two maps and the places. Maps meet the tokens of
+    all documents at once; patterns are gone through document by document, of which all heads' fit into a cache.
     """
-    q, k = _projected(clones, batch) if clones.rank else (None, None)
-    log_p = log_softmax(_scores(clones, batch, q, k), batch)
-    n_rows = batch.real.sum()
-    loss = -(batch.target * log_p).sum((1, 2, 3)) / n_rows
-    slope = log_p.exp_().mul_(batch.seen).sub_(batch.target).div_(n_rows)
-    on_place = torch.cat(
-        [
-            _by_bucket(slope, batch),
-            torch.einsum("hdrk,drk->h", slope, batch.bos)[:, None],
-            torch.einsum("hdrk,sdrk->hs", slope, batch.symbols)[:, : clones.place.shape[1] - POSITIONAL],
-        ],
-        dim=1,
+    n_heads, rank, width = clones.W_Q.shape
+    real = batch.real
+    phi, queries = batch.phi[batch.inside], batch.queries[real.bool()]
+    scale = 1 / math.sqrt(max(rank, 1))
+    q, k = (
+        (W.reshape(-1, width) @ x.T).view(n_heads, rank, len(x))  # (head, rank, token)
+        for W, x in ((clones.W_Q * scale, queries), (clones.W_K, phi))
     )
-    if q is None or k is None:
-        return [clones.W_Q, clones.W_K, on_place], loss
-    slope /= math.sqrt(clones.rank)
-    d_q, d_k = slope @ k, slope.transpose(2, 3) @ q
-    return [_outer(batch.queries, d_q), _outer(batch.phi, d_k), on_place], loss
+    d_q, d_k, d_place = torch.empty_like(q), torch.empty_like(k), torch.zeros_like(clones.place)
+    all_told = bool((batch.told | ~real.bool()).all())
+    rows, keys = 0, 0
+    for d, (n_keys, n_rows) in enumerate(zip(batch.tokens, map(int, real.sum(1)), strict=True)):
+        own_q, own_k = slice(rows, rows + n_rows), slice(keys, keys + n_keys)
+        rows, keys = own_q.stop, own_k.stop
+        own = (d, slice(n_rows), slice(n_keys))
+        places = placed(batch.bucket[own], batch.bos[own]).flatten(1)  # (place, row key)
+        if clones.place.shape[1] > POSITIONAL:
+            places = torch.cat((places, batch.symbols[:, *own].flatten(1)))
+        scores = (clones.place @ places).view(n_heads, n_rows, n_keys)
+        if rank:
+            scores.baddbmm_(q[:, :, own_q].transpose(1, 2), k[:, :, own_k])
+        scores.masked_fill_(~batch.seen[own], -torch.inf)
+        slope = scores.softmax(-1).sub_(batch.target[:, *own])
+        if not all_told:
+            slope *= batch.told[:, d, :n_rows, None]
+        d_place.addmm_(slope.flatten(1), places.T)
+        if rank:
+            d_q[:, :, own_q] = k[:, :, own_k] @ slope.transpose(1, 2)
+            d_k[:, :, own_k] = q[:, :, own_q] @ slope
+    d_Q, d_K = (
+        (slopes.view(n_heads * rank, len(x)) @ x).view_as(clones.W_Q) for slopes, x in ((d_q, queries), (d_k, phi))
+    )
+    return [d_Q.mul_(scale / rows), d_K.div_(rows), d_place.div_(rows)]
 
 
-def _projected(clones: Clones, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Queries (head, doc, row, rank) and keys (head, doc, key, rank): one product for the maps of all heads."""
-    return _mapped(batch.queries, clones.W_Q), _mapped(batch.phi, clones.W_K)
+def losses(clones: Clones, batch: Batch) -> Float[Tensor, " head"]:
+    """Return every head's mean row cross-entropy."""
+    return -(batch.target * clones.log_patterns(batch)).sum((1, 2, 3)) / batch.real.sum()
 
 
-def _mapped(x: Float[Tensor, "doc token feature"], W: Float[Tensor, "head feature rank"]) -> Tensor:
-    heads, width, rank = W.shape
-    flat = x.reshape(-1, width) @ W.permute(1, 0, 2).reshape(width, heads * rank)  # (doc token, head rank)
-    return flat.view(*x.shape[:2], heads, rank).permute(2, 0, 1, 3).contiguous()  # (head, doc, token, rank)
-
-
-def _outer(x: Float[Tensor, "doc token feature"], y: Float[Tensor, "head doc token rank"]) -> Tensor:
-    """sum over tokens of x y^T: (head, feature, rank)."""
-    heads, _, _, rank = y.shape
-    flat = y.permute(1, 2, 0, 3).reshape(-1, heads * rank)
-    return (x.reshape(-1, x.shape[-1]).T @ flat).view(x.shape[-1], heads, rank).permute(1, 0, 2).contiguous()
-
-
-def _scores(clones: Clones, batch: Batch, q: Tensor | None, k: Tensor | None) -> Float[Tensor, "head doc row key"]:
+def _scores(clones: Clones, batch: Batch) -> Float[Tensor, "head doc row key"]:
     scores = clones.place[:, batch.bucket.reshape(-1)].view(-1, *batch.bucket.shape)
-    if q is not None and k is not None:
+    if clones.rank:
+        q, k = (_mapped(x, W) for x, W in ((batch.queries, clones.W_Q), (batch.phi, clones.W_K)))
         scores += (q @ k.transpose(2, 3)).div_(math.sqrt(clones.rank))
     scores += clones.place[:, BOS, None, None, None] * batch.bos
     for symbol, weights in enumerate(clones.place[:, POSITIONAL:].T):
@@ -220,9 +222,11 @@ def _scores(clones: Clones, batch: Batch, q: Tensor | None, k: Tensor | None) ->
     return scores
 
 
-def _by_bucket(slope: Float[Tensor, "head doc row key"], batch: Batch) -> Float[Tensor, "head bucket"]:
-    total = slope.new_zeros(len(slope), BOS)
-    return total.index_add_(1, batch.bucket.reshape(-1), slope.flatten(1))
+def _mapped(x: Float[Tensor, "doc token feature"], W: Float[Tensor, "head rank feature"]) -> Tensor:
+    """(head, doc, token, rank): one product for the maps of all heads."""
+    heads, rank, width = W.shape
+    flat = x.reshape(-1, width) @ W.reshape(-1, width).T  # (doc token, head rank)
+    return flat.view(*x.shape[:2], heads, rank).permute(2, 0, 1, 3).contiguous()
 
 
 def log_softmax(scores: Float[Tensor, "head doc row key"], batch: Batch) -> Float[Tensor, "head doc row key"]:

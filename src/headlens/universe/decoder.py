@@ -5,7 +5,7 @@
     (g, b, c) = affine in e, and a tanh layer beside it
 
 e has `size` numbers a head. U, V and the maps from e are shared; tau and c_model are a model's own, so that e need not
-say which model it is. The M products of a batch are made once, whatever the number of heads.
+say which model it is. What the text is asked is made once, whatever the number of heads.
 
     loss = mean row cross-entropy + pull |e|^2        new heads: all but e (and tau, c_model of a new model) is frozen
 
@@ -31,6 +31,24 @@ from headlens.universe.features import Features
 SIZE, PARTS, RANK, HIDDEN = 64, 64, 8, 64
 PULL = 1e-3
 """On the mean square of an embedding: without it directions that say nothing would stay where they started."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a decoder is."""
+
+    size: int = SIZE
+    """Numbers a head."""
+    parts: int = PARTS
+    rank: int = RANK
+    hidden: int = HIDDEN
+    """Of the tanh layer; 0: what is asked is affine in e."""
+    own: bool = True
+    """Whether a model adds tau and c of its own."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.parts, self.rank) < 1 or self.hidden < 0:
+            raise DataError("An embedding's size, the number of parts and their rank must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -61,14 +79,14 @@ class Decoder:
         out = e @ self.straight + torch.tanh(e @ self.inner) @ self.outer + self.offset
         return out[:, : self.parts], out[:, self.parts :]
 
-    def products(self, batch: Batch) -> Float[Tensor, "part doc row key"]:
-        """Return every part's scores of a batch: all that the text is asked, whatever the heads."""
+    def asked(self, batch: Batch) -> Float[Tensor, "term doc row key"]:
+        """Return every part's scores of a batch, and its places: all that the text is asked, whatever the heads."""
         width, rank = self.U.shape[1:]
         q, k = (
             (x.reshape(-1, width) @ W.permute(1, 0, 2).reshape(width, -1)).view(*x.shape[:2], self.parts, rank)
             for x, W in ((batch.queries, self.U), (batch.phi, self.V))
         )
-        return q.permute(2, 0, 1, 3) @ k.permute(2, 0, 3, 1) / math.sqrt(rank)
+        return torch.cat((q.permute(2, 0, 1, 3) @ (k.permute(2, 0, 3, 1) / math.sqrt(rank)), batch.places))
 
 
 @dataclass(frozen=True)
@@ -90,61 +108,49 @@ class Embedded:
         return torch.tensor([at[head.model] for head in self.heads])
 
 
-def decoded(
-    decoder: Decoder, embedded: Embedded, batch: Batch, products: Tensor | None = None
-) -> Float[Tensor, "head doc row key"]:
+def decoded(decoder: Decoder, embedded: Embedded, batch: Batch) -> Float[Tensor, "head doc row key"]:
     """Return log A^ of every head, with 0 where a query does not see the key."""
-    return log_softmax(scores_of(decoder, embedded, batch, products), batch)
+    return log_softmax(scores_of(decoder, embedded, decoder.asked(batch)), batch)
 
 
 def scores_of(
-    decoder: Decoder, embedded: Embedded, batch: Batch, products: Tensor | None = None
+    decoder: Decoder, embedded: Embedded, asked: Float[Tensor, "term doc row key"]
 ) -> Float[Tensor, "head doc row key"]:
     """Return every head's scores, of which keys that a query does not see are a part."""
-    products = decoder.products(batch) if products is None else products
     g, place = decoder.terms(embedded.e)
-    own = embedded.own[embedded.model_index()]
-    scores = ((g * own[:, :1].exp()) @ products.flatten(1)).view(-1, *batch.bucket.shape)
-    scores = scores + place[:, batch.bucket.reshape(-1)].view_as(scores)
-    return scores + (place[:, BOS] + own[:, 1])[:, None, None, None] * batch.bos
+    tau, c = embedded.own[embedded.model_index()].T
+    weights = torch.cat((g * tau.exp()[:, None], place[:, :BOS], (place[:, BOS] + c)[:, None]), dim=1)
+    return (weights @ asked.flatten(1)).view(-1, *asked.shape[1:])
 
 
-def summed_divergence(
-    decoder: Decoder, embedded: Embedded, batch: Batch, products: Tensor | None = None
-) -> Float[np.ndarray, " head"]:
+def summed_divergence(decoder: Decoder, embedded: Embedded, batch: Batch) -> Float[np.ndarray, " head"]:
     """Return each head's KL, summed over the rows of a batch."""
-    return divergence(batch.target, decoded(decoder, embedded, batch, products)).sum((1, 2)).double().numpy()
+    return divergence(batch.target, decoded(decoder, embedded, batch)).sum((1, 2)).double().numpy()
 
 
 def stand_in(scores: Float[Tensor, "head doc row key"], batch: Batch) -> Float[Tensor, ""]:
     """Return a number with the gradient of the summed row cross-entropy: d loss / d s = A^ - A, written out."""
     with torch.no_grad():
-        slope = log_softmax(scores.clone(), batch).exp_().mul_(batch.seen).sub_(batch.target).div_(batch.real.sum())
+        slope = scores.masked_fill(~batch.seen, -1e30).softmax(-1)  # even in rows that are not there: they are not told
+        slope.sub_(batch.target).mul_((batch.told / batch.real.sum())[..., None])
     return (scores * slope).sum()
 
 
-def new_decoder(width: int, *, size: int = SIZE, parts: int = PARTS, rank: int = RANK, seed: int = 0) -> Decoder:
-    """Return a decoder before training.
-
-    Raises
-    ------
-    DataError
-        If a size is below 1.
-    """
-    if min(size, parts, rank) < 1:
-        raise DataError("An embedding's size, the number of parts and their rank must be 1 or more.")
+def new_decoder(width: int, shape: Shape, *, seed: int = 0) -> Decoder:
+    """Return a decoder before training."""
     generator = torch.Generator().manual_seed(seed)
+    size, parts, rank, hidden = shape.size, shape.parts, shape.rank, shape.hidden
 
-    def drawn(*shape: int, scale: float) -> Tensor:
-        return torch.randn(*shape, generator=generator) * scale
+    def drawn(*sizes: int, scale: float) -> Tensor:
+        return torch.randn(*sizes, generator=generator) * scale
 
     out = parts + POSITIONAL
     return Decoder(
         U=drawn(parts, width, rank, scale=width**-0.5),
         V=drawn(parts, width, rank, scale=width**-0.5),
         straight=drawn(size, out, scale=size**-0.5),
-        inner=drawn(size, HIDDEN, scale=size**-0.5),
-        outer=torch.zeros(HIDDEN, out),
+        inner=drawn(size, hidden, scale=size**-0.5),
+        outer=torch.zeros(hidden, out),
         offset=torch.zeros(out),
     )
 
@@ -164,9 +170,7 @@ def fit_decoder(
     groups: Sequence[Group],
     features: Features,
     *,
-    size: int = SIZE,
-    parts: int = PARTS,
-    rank: int = RANK,
+    shape: Shape | None = None,
     training: Training | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoder, Embedded]:
@@ -175,11 +179,11 @@ def fit_decoder(
     Raises
     ------
     DataError
-        If a size is below 1, or the encoder has not read the texts.
+        If the encoder has not read the texts.
     """
-    training = training or Training(epochs=8, rate=0.01)
-    decoder = new_decoder(features.width, size=size, parts=parts, rank=rank, seed=training.seed)
-    embedded = new_embeddings(groups, size, seed=training.seed)
+    training, shape = training or Training(epochs=8, rate=0.01), shape or Shape()
+    decoder = new_decoder(features.width, shape, seed=training.seed)
+    embedded = new_embeddings(groups, shape.size, seed=training.seed)
     shared, names = list(decoder.named().values()), list(decoder.named())
     adam = Adam([*shared, embedded.e, embedded.own], decayed=(True, True, *[False] * 6), training=training)
     order = shard_order(groups[0].n_shards, training)
@@ -190,7 +194,7 @@ def fit_decoder(
         total = [torch.zeros_like(value) for value in values]
         for group in groups:  # one at a time: the graph of one is freed before the next one's shard is read
             batch = group.batch(index, features)
-            loss = stand_in(scores_of(decoder, embedded.of(group.heads), batch), batch)
+            loss = stand_in(scores_of(decoder, embedded.of(group.heads), decoder.asked(batch)), batch)
             for whole, part in zip(total, torch.autograd.grad(loss, values), strict=True):
                 whole += part
         with torch.no_grad():
@@ -199,6 +203,7 @@ def fit_decoder(
             for whole in total[:-2]:
                 whole /= len(embedded.heads)
             total[-2] += 2 * PULL * values[-2]
+            total[-1] *= shape.own
             adam.step(total, step / len(order))
         if progress is not None:
             progress("decoder", step + 1, len(order))
@@ -211,6 +216,8 @@ def fit_embeddings(
     groups: Sequence[Group],
     features: Features,
     *,
+    known: Embedded | None = None,
+    own: bool = True,
     documents: int | None = None,
     steps: int = 150,
     rate: float = 0.05,
@@ -221,6 +228,10 @@ def fit_embeddings(
 
     Parameters
     ----------
+    known
+        Heads that it has seen: what their models add is taken from there and stays as it is.
+    own
+        Whether a model that it has not seen adds terms of its own.
     documents
         How many, in the order of the shards; None for all.
 
@@ -230,8 +241,13 @@ def fit_embeddings(
         If there are fewer documents than asked for.
     """
     embedded = new_embeddings(groups, decoder.size, seed=seed, scale=0.0)
-    parts = [_fit_group(decoder, group, features, embedded, documents, steps, rate, seed, progress) for group in groups]
-    return merged(parts)
+    there = {} if known is None else dict(zip(known.models, known.own, strict=True))
+    for i, model in enumerate(embedded.models):
+        if model in there:
+            embedded.own[i] = there[model]
+    fixed = frozenset(there) if own else frozenset(embedded.models)
+    joining = Joining(documents, steps, rate, seed, fixed)
+    return merged([_fit_group(decoder, group, features, embedded, joining, progress) for group in groups])
 
 
 def merged(parts: Sequence[Embedded]) -> Embedded:
@@ -244,36 +260,47 @@ def merged(parts: Sequence[Embedded]) -> Embedded:
     return one.of(sorted(heads))
 
 
+@dataclass(frozen=True)
+class Joining:
+    """How heads join."""
+
+    documents: int | None
+    steps: int
+    rate: float
+    seed: int
+    fixed: frozenset[str]
+    """Models whose own terms stay as they are."""
+
+
 def _fit_group(
     decoder: Decoder,
     group: Group,
     features: Features,
     started: Embedded,
-    documents: int | None,
-    steps: int,
-    rate: float,
-    seed: int,
+    joining: Joining,
     progress: Progress | None,
 ) -> Embedded:
     """Text is asked once: the parts' scores of every batch are kept, since the decoder does not change."""
     at = [started.models.index(model) for model in group.models]
     mine = started.of(group.heads)
     e, own = mine.e, started.own[at]
-    batches = list(limited(group, features, documents))
-    products = [decoder.products(batch) for batch in batches]
-    adam = Adam([e, own], decayed=(False, False), training=Training(epochs=1, rate=rate, decay=0.0, seed=seed))
-    for step in range(steps):
+    free = torch.tensor([[float(model not in joining.fixed)] for model in group.models])
+    batches = list(limited(group, features, joining.documents))
+    asked = [decoder.asked(batch) for batch in batches]
+    training = Training(epochs=1, rate=joining.rate, decay=0.0, seed=joining.seed)
+    adam = Adam([e, own], decayed=(False, False), training=training)
+    for step in range(joining.steps):
         n = step % len(batches)
         e, own = (value.requires_grad_() for value in adam.parameters)
         now = Embedded(mine.heads, e, tuple(group.models), own)
-        loss = stand_in(scores_of(decoder, now, batches[n], products[n]), batches[n]) + PULL * e.square().sum()
-        gradient = torch.autograd.grad(loss, (e, own))
+        loss = stand_in(scores_of(decoder, now, asked[n]), batches[n]) + PULL * e.square().sum()
+        on_e, on_own = torch.autograd.grad(loss, (e, own))
         with torch.no_grad():
             for value in (e, own):
                 value.requires_grad_(False)
-            adam.step(gradient, step / steps)
+            adam.step((on_e, on_own * free), step / joining.steps)
         if progress is not None:
-            progress(f"{', '.join(group.models)}: embeddings", step + 1, steps)
+            progress(f"{', '.join(group.models)}: embeddings", step + 1, joining.steps)
     return Embedded(mine.heads, adam.parameters[0], tuple(group.models), adam.parameters[1])
 
 
@@ -302,6 +329,6 @@ def limited(group: Group, features: Features, documents: int | None) -> Iterator
 def first_documents(batch: Batch, n: int) -> Batch:
     """Return the first documents of a batch."""
     return Batch(
-        batch.phi[:n], batch.rows[:n], batch.bucket[:n], batch.bos[:n], batch.seen[:n], batch.symbols[:, :n],
-        batch.target[:, :n], batch.tokens[:n], batch.texts[:n],
+        batch.phi[:n], batch.rows[:n], batch.bucket[:n], batch.bos[:n], batch.seen[:n], batch.target[:, :n],
+        batch.told[:, :n], batch.ids[:n], batch.spans[:n], batch.texts[:n],
     )  # fmt: skip

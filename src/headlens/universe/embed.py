@@ -30,11 +30,9 @@ from headlens.models import load
 from headlens.universe.batches import Group, grouped
 from headlens.universe.clone import Progress, Training
 from headlens.universe.decoder import (
-    PARTS,
-    RANK,
-    SIZE,
     Decoder,
     Embedded,
+    Shape,
     fit_decoder,
     fit_embeddings,
     merged,
@@ -55,7 +53,7 @@ class HeadUniverse(Result):
     decoder: Decoder
     basis: Basis
     kl: Float[np.ndarray, " head"]
-    """Nats a row, on the texts that the head was fitted on."""
+    """Nats a row, on the texts that the head was fitted on; NaN for one that attends to nothing there."""
     fitted: tuple[str, ...]
     """Models that the decoder was fitted on; the others joined later."""
 
@@ -71,7 +69,7 @@ class HeadUniverse(Result):
     def terms(self) -> Float[np.ndarray, "head term"]:
         """What each head asks of the decoder, in units of the spread over the heads that it was fitted on."""
         terms = terms_of(self.decoder, self.embedded.e)
-        old = [i for i, head in enumerate(self.heads) if head.model in self.fitted]
+        old = [i for i, head in enumerate(self.heads) if head.model in self.fitted and not np.isnan(self.kl[i])]
         return in_spreads(terms, terms[old])
 
     def distance(self, a: HeadId | str, b: HeadId | str) -> float:
@@ -80,9 +78,9 @@ class HeadUniverse(Result):
         Raises
         ------
         DataError
-            If one of them is not in this universe.
+            If one of them is not in this universe, or has no place in it.
         """
-        return float(distances(self.terms[[self._at(a)]], self.terms[[self._at(b)]])[0, 0])
+        return float(distances(self.terms[[self._place(a)]], self.terms[[self._place(b)]])[0, 0])
 
     def neighbours(self, head: HeadId | str, k: int = 10, *, other_models: bool = False) -> pa.Table:
         """Return the `k` nearest heads, the nearest first: model, layer, head, distance.
@@ -90,14 +88,15 @@ class HeadUniverse(Result):
         Raises
         ------
         DataError
-            If the head is not in this universe, or `k` is below 1.
+            If the head is not in this universe or has no place in it, or `k` is below 1.
         """
         if k < 1:
             raise DataError(f"k must be 1 or more, not {k}.")
-        at = self._at(head)
+        at = self._place(head)
         apart = distances(self.terms[[at]], self.terms)[0]
         own = self.heads[at].model
-        others = [i for i, other in enumerate(self.heads) if i != at and not (other_models and other.model == own)]
+        told = [i for i in range(len(self.heads)) if i != at and not np.isnan(self.kl[i])]
+        others = [i for i in told if not (other_models and self.heads[i].model == own)]
         nearest = sorted(others, key=lambda i: (apart[i], self.heads[i]))[:k]
         rows = [self.heads[i]._asdict() | {"distance": float(apart[i])} for i in nearest]
         return pa.Table.from_pylist(rows, schema=_NEIGHBOURS)
@@ -152,10 +151,12 @@ class HeadUniverse(Result):
 
     # --- inside ---
 
-    def _at(self, head: HeadId | str) -> int:
+    def _place(self, head: HeadId | str) -> int:
         found = [i for i, own in enumerate(self.heads) if own == head or str(own) == head]
         if not found:
             raise DataError(f"This universe has no head {head}; it has heads such as {self.heads[0]}.")
+        if np.isnan(self.kl[found[0]]):
+            raise DataError(f"{head} attends to nothing on the texts that it was fitted on: it has no place here.")
         return found[0]
 
     def _features(self, encoder: Any) -> Features:
@@ -176,7 +177,8 @@ class HeadUniverse(Result):
             raise DataError(f"{patterns.model} is already in this universe.")
         groups = grouped([patterns])
         read_texts(groups, features)
-        new = fit_embeddings(self.decoder, groups, features, documents=documents, progress=progress)
+        own = self.provenance.data["training"]["own"]
+        new = fit_embeddings(self.decoder, groups, features, own=own, documents=documents, progress=progress)
         both = merged([self.embedded, new])
         kl = dict(zip(self.heads, self.kl, strict=True)) | divergences(self.decoder, new, groups, features)
         provenance = replace(
@@ -214,9 +216,7 @@ def fit_universe(
     patterns: Sequence[Patterns],
     features: Features,
     *,
-    size: int = SIZE,
-    parts: int = PARTS,
-    rank: int = RANK,
+    shape: Shape | None = None,
     training: Training | None = None,
     progress: Progress | None = None,
 ) -> HeadUniverse:
@@ -229,16 +229,14 @@ def fit_universe(
     """
     groups = grouped(patterns)
     read_texts(groups, features)
-    training = training or Training(epochs=4, rate=0.01, decay=0.3)
-    decoder, embedded = fit_decoder(
-        groups, features, size=size, parts=parts, rank=rank, training=training, progress=progress
-    )
+    training, shape = training or Training(epochs=4, rate=0.01, decay=0.3), shape or Shape()
+    decoder, embedded = fit_decoder(groups, features, shape=shape, training=training, progress=progress)
     kl = divergences(decoder, embedded, groups, features)
     manifests = sorted((p.manifest for p in patterns), key=lambda manifest: manifest["model"]["name"])
     data = {
         "features": features.described(),
         "patterns": {key: manifests[0][key] for key in ("texts", "documents", "rows", "seed")},
-        "training": training.__dict__ | {"size": size, "parts": parts, "rank": rank},
+        "training": training.__dict__ | shape.__dict__,
     }
     provenance = Provenance(tuple(m["model"] for m in manifests), data, training.seed, "", versions())
     kls = np.array([kl[head] for head in embedded.heads])
@@ -254,14 +252,16 @@ def read_texts(groups: Sequence[Group], features: Features) -> None:
 def divergences(
     decoder: Decoder, embedded: Embedded, groups: Sequence[Group], features: Features
 ) -> dict[HeadId, float]:
-    """Return each head's KL, in nats a row."""
+    """Return each head's KL, in nats a row; NaN for one that attends to nothing on these texts."""
     found = {}
     for group in groups:
         mine = embedded.of(group.heads)
-        sums, rows = 0.0, 0.0
+        sums, rows = np.zeros(len(group.heads)), np.zeros(len(group.heads))
         for batch in group.batches(features):
-            sums, rows = sums + summed_divergence(decoder, mine, batch), rows + float(batch.real.sum())
-        found |= dict(zip(group.heads, (np.asarray(sums) / rows).tolist(), strict=True))
+            sums += summed_divergence(decoder, mine, batch)
+            rows += batch.told.sum((1, 2)).numpy()
+        kl = np.divide(sums, rows, out=np.full(len(rows), np.nan), where=rows > 0)
+        found |= dict(zip(group.heads, kl.tolist(), strict=True))
     return found
 
 

@@ -4,7 +4,8 @@
     skill        1 - KL / KL of the position-only fit on the same rows
     MSE, r       of A and A^ over causal entries
 
-Intervals resample documents (Efron 1979): all rows of a document go together.
+Intervals resample documents (Efron 1979): all rows of a document go together. Rows in which a head attends to nothing
+do not count; where it never attends to anything, every figure is NaN.
 
 Axes: doc, head. Unit: nats a row.
 """
@@ -20,7 +21,7 @@ from jaxtyping import Float
 
 from headlens._errors import DataError
 from headlens._result import Provenance, Result
-from headlens._statistics import Resampling
+from headlens._statistics import Resampling, interval_of
 from headlens.axes import HeadId
 from headlens.universe.baselines import Predictor
 from headlens.universe.batches import Group
@@ -111,36 +112,37 @@ def reconstruction_rows(
         raise DataError(f"Skill is measured against '{POSITION}': give it among the methods.")
     n_heads = len(group.heads)
     sums = {name: _Sums([], np.zeros(n_heads), np.zeros((5, n_heads))) for name in methods}
-    n_rows, entries = [], 0
+    told, entries = [], np.zeros(n_heads)
     for batch in group.batches(features):
-        n_rows.append(batch.real.sum(1).double().numpy())
-        entries += int(batch.seen.sum())
+        told.append(batch.told.sum(2).T.double().numpy())
+        entries += (batch.told * batch.seen.sum(-1)).sum((1, 2)).numpy()
         for name, predict in methods.items():
             log_p = predict(batch)
-            own, p = sums[name], log_p.exp() * batch.seen
+            own, p = sums[name], log_p.exp() * batch.seen * batch.told[..., None]
             own.kl.append(divergence(batch.target, log_p).sum(2).T.double().numpy())
             flat_a, flat_p = batch.target.flatten(1).double(), p.flatten(1).double()
             own.squared += (flat_a - flat_p).square().sum(1).numpy()
             pairs = ((flat_a,), (flat_p,), (flat_a, flat_a), (flat_p, flat_p), (flat_a, flat_p))
             own.moments += torch.stack([torch.stack(x).prod(0).sum(1) for x in pairs]).numpy()
-    rows = np.concatenate(n_rows)
+    rows = np.concatenate(told)  # (doc, head)
     counts = Resampling(len(rows), seed=seed).take(len(rows)).astype(float)
     base = np.concatenate(sums[POSITION].kl)
     found = []
     for name, own in sums.items():
         kl = np.concatenate(own.kl)
         columns = {
-            "kl": kl.sum(0) / rows.sum(),
-            "skill": 1 - kl.sum(0) / base.sum(0),
-            "mse": own.squared / entries,
+            "kl": _ratio(kl.sum(0), rows.sum(0)),
+            "skill": 1 - _ratio(kl.sum(0), base.sum(0)),
+            "mse": _ratio(own.squared, entries),
             "r": _correlation(own.moments, entries),
         }
         drawn = counts @ kl
-        columns["low"], columns["high"] = _limits(drawn / (counts @ rows)[:, None], len(rows))
-        columns["skill_low"], columns["skill_high"] = _limits(1 - drawn / np.maximum(counts @ base, 1e-30), len(rows))
+        columns["low"], columns["high"] = _limits(_ratio(drawn, counts @ rows), len(rows))
+        columns["skill_low"], columns["skill_high"] = _limits(1 - _ratio(drawn, counts @ base), len(rows))
         for i, head in enumerate(group.heads):
             values = {key: float(value[i]) for key, value in columns.items()}
-            found.append(head._asdict() | {"method": name, "documents": len(rows), "rows": int(rows.sum())} | values)
+            size = {"documents": len(rows), "rows": int(rows[:, i].sum())}
+            found.append(head._asdict() | {"method": name} | size | values)
     return found
 
 
@@ -153,11 +155,16 @@ def reconstruction(rows: Sequence[dict[str, Any]], provenance: Provenance) -> Re
 def _limits(drawn: Float[np.ndarray, "draw head"], documents: int) -> Any:
     if documents < 2:
         return np.full((2, drawn.shape[1]), np.nan)
-    return np.quantile(drawn, [0.025, 0.975], axis=0)
+    return np.stack([interval_of(own) for own in drawn.T], axis=1)
 
 
-def _correlation(moments: Float[np.ndarray, "5 head"], n: int) -> Float[np.ndarray, " head"]:
+def _ratio(above: Float[np.ndarray, "*any"], below: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """NaN where there is nothing to compare: a head that attends to nothing, or one that position tells altogether."""
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+
+def _correlation(moments: Float[np.ndarray, "5 head"], n: Float[np.ndarray, " head"]) -> Float[np.ndarray, " head"]:
     """Pearson's r; NaN where either side does not vary."""
-    a, p, aa, pp, ap = moments / n
+    a, p, aa, pp, ap = moments / np.maximum(n, 1)
     spread = np.sqrt(np.maximum(aa - a**2, 0) * np.maximum(pp - p**2, 0))
     return np.where(spread > 1e-12, (ap - a * p) / np.where(spread > 1e-12, spread, 1), np.nan)

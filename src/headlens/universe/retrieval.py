@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from headlens._errors import DataError
 from headlens._statistics import DRAWS, interval_of
@@ -108,21 +108,26 @@ class Detection:
 
     def f1(self) -> float:
         """F1 over the heads of all families; NaN where none is of the kind."""
-        return self._f1(list(self.scores))
+        return float(_f1(self._counts().sum(0)))
 
     def interval(self, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
         """The limits of 95 % when whole models are drawn anew."""
-        models = sorted({head.model for head in self.scores})
-        own = [[head for head in self.scores if head.model == model] for model in models]
+        counts = self._counts()
         rng = np.random.Generator(np.random.PCG64(seed))
-        chosen = rng.integers(len(models), size=(draws, len(models)))
-        return interval_of(np.array([self._f1([h for i in draw for h in own[i]]) for draw in chosen]))
+        return interval_of(_f1(counts[rng.integers(len(counts), size=(draws, len(counts)))].sum(1)))
 
-    def _f1(self, heads: Sequence[HeadId]) -> float:
-        called = sum(self.scores[head] > 0 for head in heads)
-        real = sum(head in self.positives for head in heads)
-        right = sum(self.scores[head] > 0 and head in self.positives for head in heads)
-        return 2 * right / (called + real) if real else np.nan
+    def _counts(self) -> Int[np.ndarray, "model 3"]:
+        """How many heads of each model are called, are of the kind, and both."""
+        found = {head.model: np.zeros(3, dtype=np.int64) for head in sorted(self.scores)}
+        for head, score in self.scores.items():
+            called, real = score > 0, head in self.positives
+            found[head.model] += (called, real, called and real)
+        return np.stack(list(found.values()))
+
+
+def _f1(counts: Int[np.ndarray, "*draw 3"]) -> Float[np.ndarray, "*draw"]:
+    called, real, right = np.moveaxis(counts, -1, 0)
+    return np.where(real > 0, 2 * right / np.maximum(called + real, 1), np.nan)
 
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import linalg, stats
 
 from headlens._errors import DataError
 
@@ -70,16 +70,23 @@ def mantel(
     n = round((1 + np.sqrt(1 + 8 * len(a))) / 2)
     upper = np.triu_indices(n, 1)
     square = np.zeros((n, n))
-    square[upper] = a
+    square[upper] = stats.rankdata(a)  # ranks go where their pairs go
     square += square.T
     rng = np.random.Generator(np.random.PCG64(seed))
-    drawn = []
-    for _ in range(permutations):
-        order = rng.permutation(n)
-        drawn.append(rsa(square[np.ix_(order, order)][upper], b, without))
-    return found, (1 + int((np.array(drawn) >= found - 1e-12).sum())) / (permutations + 1)
+    orders = np.stack([rng.permutation(n) for _ in range(permutations)])
+    basis = linalg.orth(_design(len(a), without))
+    left = square[orders[:, upper[0]], orders[:, upper[1]]]  # (permutation, pair)
+    left -= left @ basis @ basis.T
+    right = _without(stats.rankdata(b), without)
+    size = np.sqrt((left**2).sum(1) * (right**2).sum())
+    drawn = np.divide(left @ right, size, out=np.full(len(left), np.nan), where=size > 1e-9)
+    return found, (1 + int((drawn >= found - 1e-12).sum())) / (permutations + 1)
 
 
 def _without(x: Float[np.ndarray, " pair"], others: Sequence[np.ndarray]) -> Float[np.ndarray, " pair"]:
-    design = np.stack([np.ones(len(x)), *(stats.rankdata(other) for other in others)], axis=1)
+    design = _design(len(x), others)
     return x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
+
+
+def _design(n: int, others: Sequence[np.ndarray]) -> Float[np.ndarray, "pair column"]:
+    return np.stack([np.ones(n), *(stats.rankdata(other) for other in others)], axis=1)

@@ -1,16 +1,18 @@
-"""The whole study: clone every head, embed them with one family left out at a time, and ask whether like finds like.
+"""The whole study: clone every head, embed them with some left out, and ask whether like finds like.
 
     texts  -> training and held-out ones, by hash        patterns -> one folder a model and kind of text
     phase 1: clones and their baselines, on held-out texts and on texts of another kind (random words that come again)
-    phase 2: for each family, a decoder of all others; the family's heads join with everything else frozen
+    phase 2: a decoder without one family, or without a quarter of the heads of every model; those that were left out
+             join with everything else frozen
 
 Nothing is fitted on held-out texts, and labels come from stimuli that nothing was fitted on either.
+measured.py makes the tables that are kept (tables.py), and page.py a page of them.
 
 Axes: as in batches.py and retrieval.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +21,28 @@ import numpy as np
 from headlens._errors import DataError
 from headlens._result import Provenance, versions
 from headlens.axes import HeadId
-from headlens.data.align import membership, to_words, word_spans
 from headlens.models import Model, load
 from headlens.universe import baselines
 from headlens.universe.batches import Group, grouped
 from headlens.universe.clone import Clones, Training, fit_clones, joined
-from headlens.universe.decoder import Decoder, Embedded, fit_decoder, fit_embeddings
+from headlens.universe.decoder import Decoder, Embedded, Shape, fit_decoder, fit_embeddings
 from headlens.universe.embed import divergences, in_spreads, terms_of
 from headlens.universe.evaluate import POSITION, Reconstruction, reconstruction, reconstruction_rows
 from headlens.universe.features import Alignment, Features, fit_features
 from headlens.universe.patterns import Patterns, record_patterns, split_texts
 from headlens.universe.retrieval import Fold
-from headlens.universe.rsa import rdm
 
 CLONE, SYMBOLIC = "clone", "symbolic"
 BASIS_TEXTS = 300
 """Texts that the features' basis is fitted on; of more it changes little."""
 WHOLE = 24
 """Held-out texts of which every row is kept, for comparisons on words."""
-UNITS = 30
-"""Words of a text that such comparisons look at; BOS is one more."""
 ALL_ROWS = 1 << 20
+PARTS_OF_HEADS = 4
+"""Every head is held out once, with a quarter of all."""
 FEW = (1, 4, 16, 64, 256)
+JOINING = Training(epochs=2, rate=0.01, decay=0.3)
+"""How decoders are fitted."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,7 +69,7 @@ def record(
     encoder: Any,
     work: str | Path,
     *,
-    alignment: Alignment = "mean",
+    alignment: Alignment = "last",
     n_features: int = 256,
     shift: bool = True,
     seed: int = 0,
@@ -146,8 +148,8 @@ def clone_study(
             "shuffled texts": baselines.shuffled(fitted[CLONE][i]),
             "sentence MLP": baselines.sentence_mlp(group, features),
         }
-        held_out += reconstruction_rows(_of(recorded.test, group), features, methods)
-        other += reconstruction_rows(_of(recorded.other, group), features, own)
+        held_out += reconstruction_rows(same_models(recorded.test, group), features, methods)
+        other += reconstruction_rows(same_models(recorded.other, group), features, methods)
     provenance = provenance_of(recorded, training.seed, rank=rank, epochs=training.epochs)
     return every, reconstruction(held_out, provenance), reconstruction(other, provenance)
 
@@ -160,21 +162,27 @@ def provenance_of(recorded: Recorded, seed: int, **options: Any) -> Provenance:
     return Provenance(tuple(m["model"] for m in manifests), data, seed, "", versions())
 
 
-def _of(patterns: Sequence[Patterns], group: Group) -> Group:
-    """The same models, in the same order, on other texts."""
+def same_models(patterns: Sequence[Patterns], group: Group) -> Group:
+    """Return the same models and heads, in the same order, on other texts."""
     named = {member.model: member for member in patterns}
-    return Group(tuple(named[model] for model in group.models))
+    return replace(group, members=tuple(named[model] for model in group.models))
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """What became of one family that a decoder was not fitted on."""
+class Joined:
+    """Heads that joined a decoder which was fitted without them."""
 
-    fold: Fold
+    folds: tuple[Fold, ...]
     kl: dict[HeadId, float]
     """On held-out texts, nats a row: of all heads, the joined ones among them."""
+    other_kl: dict[HeadId, float]
+    """On texts of another kind."""
     few: list[dict[str, Any]]
     """head, documents, kl: of the joined heads, fitted on fewer texts."""
+
+    @property
+    def joined(self) -> tuple[HeadId, ...]:
+        return tuple(head for fold in self.folds for head in fold.left_out)
 
 
 def leave_one_family_out(
@@ -182,114 +190,99 @@ def leave_one_family_out(
     *,
     training: Training | None = None,
     few: Sequence[int] = FEW,
+    shape: Shape | None = None,
+    only: Sequence[str] | None = None,
     progress: Progress | None = None,
-) -> list[LeftOut]:
+) -> list[Joined]:
     """Fit a decoder without each family in turn, and let the family's heads join.
+
+    Parameters
+    ----------
+    only
+        Families that are left out; None for all.
 
     Raises
     ------
     DataError
-        If there are fewer than two families.
+        If there are fewer than two families, or not those named.
     """
     families = sorted(set(recorded.families.values()))
     if len(families) < 2:
         raise DataError(f"All models are of the family {families[0]}: a study needs two or more.")
-    training = training or Training(epochs=2, rate=0.01, decay=0.3)
-    return [_without(recorded, family, training, few, progress) for family in families]
-
-
-def _without(
-    recorded: Recorded, family: str, training: Training, few: Sequence[int], progress: Progress | None
-) -> LeftOut:
-    features = recorded.features
-    others = grouped([p for p in recorded.train if p.family != family])
-    mine = grouped([p for p in recorded.train if p.family == family])
-
-    def told(name: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"without {family}: {name}", done, total)
-
-    decoder, embedded = fit_decoder(others, features, training=training, progress=told)
-    there = int(recorded.train[0].manifest["documents"])
-    counts = sorted({min(n, there) for n in few})
-    joins = {n: fit_embeddings(decoder, mine, features, documents=n, seed=training.seed) for n in counts}
-    new = joins[counts[-1]]
-    groups_new, groups_old = ([_of(recorded.test, group) for group in groups] for groups in (mine, others))
-    rows = []
-    for n, joined_heads in joins.items():
-        found = divergences(decoder, joined_heads, groups_new, features)
-        rows += [{"head": head, "documents": n, "kl": kl} for head, kl in found.items()]
-    kl = divergences(decoder, embedded, groups_old, features) | divergences(decoder, new, groups_new, features)
-    return LeftOut(fold_of(family, decoder, embedded, new), kl, rows)
-
-
-def fold_of(family: str, decoder: Decoder, embedded: Embedded, new: Embedded) -> Fold:
-    """Return the space of a decoder, with the heads that it was fitted on and those that joined."""
-    old, joined_terms = terms_of(decoder, embedded.e), terms_of(decoder, new.e)
-    return Fold(family, embedded.heads, in_spreads(old, old), new.heads, in_spreads(joined_terms, old))
-
-
-# --- spaces that know less ---
-
-
-def word_patterns(recorded: Recorded) -> dict[HeadId, np.ndarray]:
-    """Return each head's patterns on the first words of a few texts, (text, entry): units that all models share."""
-    found: dict[HeadId, np.ndarray] = {}
-    for patterns in recorded.whole:
-        own = [_on_words(shard, i) for shard in patterns.shards() for i in range(len(shard.texts))]
-        found |= dict(zip(patterns.heads, np.stack(own, axis=1), strict=True))
+    if unknown := sorted(set(only or ()) - set(families)):
+        raise DataError(f"No model is of the family {unknown[0]}; there are {', '.join(families)}.")
+    families = families if only is None else sorted(set(only))
+    found, training = [], training or JOINING
+    for family in families:
+        others = grouped([p for p in recorded.train if p.family != family])
+        mine = grouped([p for p in recorded.train if p.family == family])
+        said = f"without {family}"
+        found.append(_joined(recorded, others, mine, said, training, few, shape or Shape(), progress))
     return found
 
 
-def _on_words(shard: Any, i: int) -> np.ndarray:
-    """(head, entry) of one text: the causal half over its first units."""
-    kept = shard.rows[i]
-    n_heads, n_tokens = len(shard.weights[i]), len(shard.spans[i])
-    pattern = np.zeros((n_heads, n_tokens, n_tokens), dtype=np.float32)
-    pattern[:, 0, 0] = 1
-    for q, row in zip(kept, np.split(shard.weights[i], np.cumsum(kept + 1)[:-1], axis=1), strict=True):
-        pattern[:, q, : q + 1] = row
-    words = to_words(pattern, membership(shard.spans[i], word_spans(shard.texts[i])).astype(np.float32))
-    out = np.zeros((n_heads, UNITS + 1, UNITS + 1), dtype=np.float32)
-    n = min(UNITS + 1, words.shape[1])
-    out[:, :n, :n] = words[:, :n, :n]
-    lower = np.tril_indices(UNITS + 1)
-    return out[:, lower[0], lower[1]]
+def leave_heads_out(
+    recorded: Recorded, *, training: Training | None = None, progress: Progress | None = None
+) -> list[Joined]:
+    """Fit a decoder without a quarter of the heads of every model, four times, and let these join."""
+    groups, training = grouped(recorded.train), training or JOINING
+    heads = sorted(head for group in groups for head in group.heads)
+    rng = np.random.Generator(np.random.PCG64([training.seed, 17]))
+    part = {head: int(n) for head, n in zip(heads, rng.permutation(len(heads)) % PARTS_OF_HEADS, strict=True)}
+    found = []
+    for n in range(PARTS_OF_HEADS):
+        mine, others = (
+            [kept for g in groups if (kept := g.only([h for h in g.heads if (part[h] == n) == out])).heads]
+            for out in (True, False)
+        )
+        found.append(_joined(recorded, others, mine, f"without heads, part {n + 1}", training, (), Shape(), progress))
+    return found
 
 
-def baseline_folds(recorded: Recorded, words: Mapping[HeadId, np.ndarray], *, seed: int = 0) -> dict[str, list[Fold]]:
-    """Return spaces that need no decoder, in the same folds: what retrieval and detection would find without one."""
-    heads = sorted(words)
-    layers = {p.model: p.manifest["model"]["n_layers"] for p in recorded.train}
-    rng = np.random.Generator(np.random.PCG64([seed, 5]))
-    spaces = {
-        "random": rng.standard_normal((len(heads), 64)),
-        "relative depth": np.array([[head.layer / max(1, layers[head.model] - 1)] for head in heads]),
-        "same index": np.array([[head.layer, head.head] for head in heads], dtype=float),
-        "RDM": np.stack([_ranked(rdm(words[head].astype(np.float64))) for head in heads]),
-    }
-    mean = np.stack([words[head].mean(0) for head in heads]).astype(np.float64)
-    folds: dict[str, list[Fold]] = {name: [] for name in (*spaces, "mean pattern PCA")}
-    for family in sorted(set(recorded.families.values())):
-        new = np.array([recorded.families[head.model] == family for head in heads])
-        own = spaces | {"mean pattern PCA": _components(mean, ~new)}
-        for name, space in own.items():
-            metric = "euclidean" if name in ("relative depth", "same index") else "cosine"
-            old, left_out = (tuple(heads[i] for i in np.flatnonzero(side)) for side in (~new, new))
-            folds[name].append(Fold(family, old, space[~new], left_out, space[new], metric))
-    return folds
+def _joined(
+    recorded: Recorded,
+    others: Sequence[Group],
+    mine: Sequence[Group],
+    said: str,
+    training: Training,
+    few: Sequence[int],
+    shape: Shape,
+    progress: Progress | None,
+) -> Joined:
+    features = recorded.features
+
+    def told(name: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{said}: {name}", done, total)
+
+    decoder, embedded = fit_decoder(others, features, shape=shape, training=training, progress=told)
+    there = int(recorded.train[0].manifest["documents"])
+    counts = sorted({min(n, there) for n in few or FEW[-1:]})
+    joining = {"known": embedded, "own": shape.own, "seed": training.seed}
+    joins = {n: fit_embeddings(decoder, mine, features, documents=n, **joining) for n in counts}
+    new = joins[counts[-1]]
+    rows = []
+    for n, joined_heads in joins.items() if few else ():
+        found = divergences(decoder, joined_heads, [same_models(recorded.test, group) for group in mine], features)
+        rows += [{"head": head, "documents": n, "kl": kl} for head, kl in found.items()]
+    kls = []
+    for texts in (recorded.test, recorded.other):
+        kl = divergences(decoder, embedded, [same_models(texts, group) for group in others], features)
+        kls.append(kl | divergences(decoder, new, [same_models(texts, group) for group in mine], features))
+    return Joined(folds_of(recorded.families, decoder, embedded, new), kls[0], kls[1], rows)
 
 
-def _ranked(x: np.ndarray) -> np.ndarray:
-    ranks = np.argsort(np.argsort(x, kind="stable"), kind="stable").astype(float)
-    return (ranks - ranks.mean()) / max(ranks.std(), 1e-12)
-
-
-def _components(mean: np.ndarray, fitted: np.ndarray, n: int = 32) -> np.ndarray:
-    """Coordinates on the principal components of the heads that are fitted on."""
-    centre = mean[fitted].mean(0)
-    _, _, axes = np.linalg.svd(mean[fitted] - centre, full_matrices=False)
-    return (mean - centre) @ axes[:n].T
+def folds_of(families: Mapping[str, str], decoder: Decoder, embedded: Embedded, new: Embedded) -> tuple[Fold, ...]:
+    """Return the space of a decoder: for each family of heads that joined, these and the fitted heads of others."""
+    old, joined_terms = terms_of(decoder, embedded.e), terms_of(decoder, new.e)
+    known, places = in_spreads(old, old), in_spreads(joined_terms, old)
+    folds = []
+    for family in sorted({families[head.model] for head in new.heads}):
+        mine = [i for i, head in enumerate(new.heads) if families[head.model] == family]
+        others = [i for i, head in enumerate(embedded.heads) if families[head.model] != family]
+        sides = tuple(embedded.heads[i] for i in others), tuple(new.heads[i] for i in mine)
+        folds.append(Fold(family, sides[0], known[others], sides[1], places[mine]))
+    return tuple(folds)
 
 
 def labelled(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[HeadId]]:

@@ -4,28 +4,13 @@
 // screen only, `packed_M_T`: base64 of zlib of 255 * A[q, k] for k <= q, row by row.
 
 import {
-  below, colourText, filled, inflate, keepSharp, labelOf, laidOut, make, matrixOf, minus, numbered, positionOf, readRamp,
-  runsOf, segmented, strongestLink, tokenElements, withRole,
+  below, colourText, filled, keepSharp, labelOf, laidOut, make, matrixOf, minus, numbered, patternLoader, positionOf,
+  readRamp, runsOf, segmented, strongestLink, tokenElements, withRole,
 } from "./common.js";
 
 const LIMITS = { largest: 560, largestCell: 26 }; // of the matrix
 
 // --- Data -------------------------------------------------------------------------------------------------
-
-/** Patterns by head and text, inflated once. A host that fetches may return a promise from `get`. */
-function patternLoader(model) {
-  const cache = new Map();
-  const load = async (m, text, { layer, head }) => {
-    const packed = (await model.get(`packed_${m}_${text}`))[layer]?.[head];
-    if (packed === undefined) throw new Error("the patterns hold no such head.");
-    return new Uint8Array(await inflate(packed));
-  };
-  return (m, text, at) => {
-    const key = [m, text, at.layer, at.head].join();
-    if (!cache.has(key)) cache.set(key, load(m, text, at));
-    return cache.get(key);
-  };
-}
 
 /** A[q, k]; null above the diagonal, where a causal head cannot look. */
 const weightOf = (bytes, query, key) => (key <= query ? bytes[below(query, key)] / 255 : null);

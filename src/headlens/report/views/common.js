@@ -20,6 +20,20 @@ export function filled(tag, className, ...children) {
   return element;
 }
 
+/** An element of a drawing (SVG), with its attributes. */
+export function drawn(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** A drawn element that says something when it is pointed at. */
+export const titled = (element, title) => {
+  element.append(drawn("title", {}, title));
+  return element;
+};
+
 /** The style sheet lays some elements out in ways that would take their meaning from a screen reader. */
 export function withRole(element, role) {
   element.setAttribute("role", role);
@@ -152,6 +166,21 @@ export async function inflate(packed) {
 /** Where the entry of a query and a key stands, among those with key <= query, row by row. */
 export const below = (query, key) => (query * (query + 1)) / 2 + key;
 
+/** Patterns by model, head and text as bytes, inflated once. A host that fetches may return a promise from `get`. */
+export function patternLoader(model) {
+  const cache = new Map();
+  const load = async (m, text, { layer, head }) => {
+    const packed = (await model.get(`packed_${m}_${text}`))[layer]?.[head];
+    if (packed === undefined) throw new Error("the patterns hold no such head.");
+    return new Uint8Array(await inflate(packed));
+  };
+  return (m, text, at) => {
+    const key = [m, text, at.layer, at.head].join();
+    if (!cache.has(key)) cache.set(key, load(m, text, at));
+    return cache.get(key);
+  };
+}
+
 /** The strongest link that is neither a self link nor a sink: a place worth showing first. Else `key` of the last. */
 export function strongestLink(size, weightOf, key = 0) {
   let best = { query: size - 1, key, weight: -1 };
@@ -246,7 +275,7 @@ export function colourText(elements, weights) {
 
 // --- The matrix -------------------------------------------------------------------------------------------
 
-const LABEL_ROOM = 96; // CSS pixels right of the diagonal, where the last labels stand
+const LABEL_ROOM = 96; // CSS pixels right of the diagonal, where the last labels stand, unless limits say `labels`
 
 /** The style sheet's ramp as RGBA by step, from 0 to 255: read back, so that there is one ramp. */
 export function readRamp(el, className = "heat") {
@@ -266,7 +295,7 @@ export function readRamp(el, className = "heat") {
 }
 
 /** One pixel per entry; what lies above the diagonal, or has no colour, stays transparent. */
-function imageOf(size, colourOf) {
+export function imageOf(size, colourOf) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [size, size];
   const image = new ImageData(size, size);
@@ -281,9 +310,9 @@ function imageOf(size, colourOf) {
 }
 
 /** Cells are whole device pixels where they fit, so that none is wider than its neighbour. */
-function layout(size, room, { largest, largestCell }) {
+function layout(size, room, { largest, largestCell, labels = LABEL_ROOM }) {
   const ratio = window.devicePixelRatio || 1;
-  const wanted = Math.min(largest, Math.max(120, room - LABEL_ROOM), size * largestCell);
+  const wanted = Math.min(largest, Math.max(120, room - labels), size * largestCell);
   const whole = Math.floor((wanted * ratio) / size);
   const pixels = whole >= 1 ? whole * size : Math.round(wanted * ratio);
   return { size, pixels, side: pixels / ratio, cell: pixels / ratio / size, crisp: whole >= 1 };
@@ -345,7 +374,7 @@ export function matrixOf(limits) {
     context.imageSmoothingQuality = "high";
     context.drawImage(imageOf(shape.size, colourOf), 0, 0, shape.pixels, shape.pixels);
     labels.replaceChildren(...diagonalLabels(tokens, shape.cell));
-    frame.style.width = `${shape.side + LABEL_ROOM}px`;
+    frame.style.width = `${shape.side + (limits.labels ?? LABEL_ROOM)}px`;
     frame.style.height = `${shape.side}px`;
   };
   const mark = (at) => {

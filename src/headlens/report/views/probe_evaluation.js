@@ -3,18 +3,11 @@
 // Reads `evaluations`: see probe_payload.py. Several are compared first, and one of them is looked at below.
 
 import {
-  chooser, filled, intervalBar, make, quoted, scaled, segmented, shown, tableOf, threeDigits,
+  chooser, drawn, filled, intervalBar, make, quoted, scaled, segmented, shown, tableOf, threeDigits, titled,
 } from "./common.js";
 
 const SIZE = 300; // of a diagram, in its own units
 const MARGIN = { left: 40, bottom: 36, top: 8, right: 10 };
-
-function drawn(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 
@@ -177,11 +170,6 @@ function square(label, xTitle, yTitle, axis = LINEAR, extra = 0) {
   svg.append(drawn("text", { transform: middle, class: "axis-title", "text-anchor": "middle" }, yTitle));
   return svg;
 }
-
-const titled = (element, title) => {
-  element.append(drawn("title", {}, title));
-  return element;
-};
 
 // --- ROC --------------------------------------------------------------------------------------------------
 
