@@ -18,6 +18,7 @@ import headlens as hl
 from benchmarks import harness, memory, plain_pairs
 from benchmarks.subjects import Job
 from headlens.dictionaries import Active, Autoencoder, Split
+from headlens.dictionaries.dictionary import nonzero
 from headlens.fra.pairs import BLOCK, PairValues, all_pairs, sparse_pairs, top_pairs
 from headlens.fra.sides import Side, sides
 from headlens.models import Head
@@ -65,7 +66,7 @@ def arrays(active: int, tokens: int) -> Arrays:
 def in_factors(given: Arrays) -> tuple[Side, Side]:
     """Project each active feature once; without biases and error, which the plain loop has not."""
     n, f = given.activations.shape
-    at, feature = given.activations.nonzero(as_tuple=True)
+    at, feature = nonzero(given.activations)
     offsets = torch.searchsorted(at, torch.arange(n + 1))
     weights, none = given.activations[at, feature], torch.zeros(n, WIDTH)
     head = Head(

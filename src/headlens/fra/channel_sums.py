@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from headlens.dictionaries.dictionary import Active, Split
+from headlens.dictionaries.dictionary import Active, Split, nonzero
 from headlens.fra.pairs import all_pairs
 from headlens.fra.sides import OTHERS, Side, Used, directions, sides
 from headlens.models import Head
@@ -288,7 +288,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of_dense(cls, values: Float[Tensor, "row source"]) -> "_Rows":
-        source, row = values.T.nonzero(as_tuple=True)
+        source, row = nonzero(values.T)
         counts = torch.bincount(source, minlength=values.shape[1])
         return cls(row, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), values[row, source])
 

@@ -102,8 +102,10 @@ def sides(
     norms = (None, None) if normalized else (frozen.query_norm, frozen.key_norm)
     query = PartMap(norms[0], frozen.W_Q, frozen.b_Q, frozen.query_qk_norm, frozen, frozen.scale)
     key = PartMap(norms[1], frozen.W_K, frozen.b_K, frozen.key_qk_norm, frozen, 1.0)
-    used = Used.of(parts) if used is None else used
-    return query.side(parts, used), key.side(parts, used)
+    vectors, which = Used.of(parts) if used is None else used
+    mapped = vectors @ torch.cat([query.matrix, key.matrix], 1)  # vectors, which are long, are read once
+    of_query, of_key = (own.index_select(0, which) for own in mapped.split(query.W.shape[1], 1))
+    return query.side(parts, of_query), key.side(parts, of_key)
 
 
 class Used(NamedTuple):
@@ -143,20 +145,27 @@ class PartMap:
     head: Head
     scale: float
 
-    def side(self, parts: Split, used: Used | None = None) -> Side:
-        """Map every source at every position."""
-        vectors, which = Used.of(parts) if used is None else used
+    def side(self, parts: Split, features: Float[Tensor, "entry d_head"] | None = None) -> Side:
+        """Map every source at every position; `features` are the vectors of active ones mapped, if they are already."""
+        if features is None:
+            vectors, which = Used.of(parts)
+            features = self.through(vectors).index_select(0, which)
         weights, constants = parts.weights, self._constants()
         others = [(0, self.through(parts.bias)), (1, self.through(parts.error))]
         if self.norm is not None and self.norm.scale is not None:
             weights = weights * self.norm.scale[parts.active.rows, 0]
             others = [(i, own * self.norm.scale) for i, own in others]
         others += [(i, own.expand(parts.error.shape[0], -1)) for i, own in enumerate(constants, 2) if own is not None]
-        return self._placed(parts, self.through(vectors).index_select(0, which).mul_(weights[:, None]), others)
+        return self._placed(parts, features * weights[:, None], others)
 
     def through(self, vectors: Float[Tensor, "some d_model"]) -> Float[Tensor, "some d_head"]:
         """Map vectors by all that is the same at every position."""
-        return vectors @ (self.W if self.norm is None else self.norm.before(self.W))
+        return vectors @ self.matrix
+
+    @cached_property
+    def matrix(self) -> Float[Tensor, "d_model d_head"]:
+        """The projection with the norm's linear part before it."""
+        return self.W if self.norm is None else self.norm.before(self.W)
 
     def _constants(self) -> tuple[Tensor | None, Tensor | None]:
         """What the norm's bias and the projection's add at every position."""
