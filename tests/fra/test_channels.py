@@ -125,7 +125,7 @@ def test_batches_and_company_change_nothing(name, monkeypatch):
         np.testing.assert_allclose(getattr(whole, what), getattr(small, what), atol=1e-6)
     for rows, block in ((1, 3), (12, 100)):  # each text alone, queries three by three; two texts and one
         monkeypatch.setattr(channel_sums, "ROWS", rows)
-        monkeypatch.setattr(channel_sums, "BLOCK", block)
+        monkeypatch.setattr(channel_sums, "QUERIES", block)
         parted = channels(model, own, TEXTS, 1)
         for what in ("total", "attended", "count", "distance", "score_sum"):
             np.testing.assert_allclose(getattr(whole, what), getattr(parted, what), atol=1e-6)
