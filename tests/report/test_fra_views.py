@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from headlens.report import fra_payload, write_report
 from headlens.report.page import _source
@@ -423,11 +424,11 @@ def test_several_heads_are_picked_and_the_place_stays(open_page, tmp_path):
     choose(page, 9, 3)
     page.select_option(".fra select", "1")
     said = f"attention {float(second.pattern[9, 3]):.3f}"
-    page.wait_for_function("said => document.querySelector('.facts').textContent.startsWith(said)", arg=said)
+    expect(page.locator(".facts").first).to_have_text(re.compile("^" + re.escape(said)))
     assert end_of(page) == pytest.approx(float(second.own[9, 3]), abs=6e-4)
     assert page.locator(".fra h3").first.text_content() == "cat 9 looks at sat 3"
     page.select_option(".fra select", "2")
-    page.wait_for_function("() => document.querySelectorAll('.fra .token').length === 6")
+    expect(page.locator(".fra .token")).to_have_count(6)
     assert len(segments(page)) > 1
 
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 import headlens as hl
 from headlens.data.world import documents
@@ -326,7 +327,7 @@ def test_one_of_several_is_looked_at(several_page, several):
 
 def choose_text(page, d, tokens):
     page.locator(f'.documents button[data-document="{d}"]').click()
-    page.wait_for_function("d => document.querySelector('.reading h3').textContent.startsWith(`Text ${d + 1} `)", arg=d)
+    expect(page.locator(".reading h3").first).to_have_text(re.compile(f"^Text {d + 1} "))
     assert page.locator(".reading .token").count() == tokens
 
 
@@ -479,9 +480,7 @@ def test_texts_and_tokens_are_walked_with_keys(probe_page):
     probe_page.locator(".documents button").first.focus()
     for d in (1, 2, 3):
         probe_page.keyboard.press("ArrowDown")
-        probe_page.wait_for_function(
-            "d => document.querySelector('.reading h3').textContent.startsWith(`Text ${d + 1} `)", arg=d
-        )
+        expect(probe_page.locator(".reading h3").first).to_have_text(re.compile(f"^Text {d + 1} "))
     probe_page.keyboard.press("ArrowUp")
     choose_text(probe_page, 0, len(TEXTS[0]))
     probe_page.locator(".reading .token").first.focus()
@@ -601,7 +600,7 @@ def test_readings_are_chosen_by_name(open_page, tmp_path):
     page.select_option("#view-probe_reading > .text-picker select", "1")
     rows = by_document(results[1])[0]
     score = f"score {rows[0]['score']:.3f}".replace("-", "−")
-    page.wait_for_function("text => document.querySelector('.sum').textContent.startsWith(text)", arg=score)
+    expect(page.locator(".sum").first).to_have_text(re.compile("^" + re.escape(score)))
     added = np.array([row["contribution"] for row in rows])
     assert heats(page, ".token") == pytest.approx(np.abs(added) / np.abs(added).max(), abs=1e-4)
     assert not page.locator(".orders label").first.is_visible(), "one text has no order"

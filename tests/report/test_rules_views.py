@@ -4,6 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
+from playwright.sync_api import expect
 
 from headlens.report import write_report
 from tests.report.shown_fra import make_labels
@@ -137,7 +138,7 @@ def test_made_texts_are_told_and_what_was_not_asked_is_empty(page):
 
 def test_empty_states_say_so(page):
     page.locator(".documents button").nth(1).click()
-    page.wait_for_function("document.querySelector('.feature h3').textContent === 'Output feature 11'")
+    expect(page.locator(".feature h3").first).to_have_text("Output feature 11")
     said = page.locator(".feature .notice").all_text_contents()
     assert said == [
         "No rule was chosen: none lowers the error on texts that were held out.",
@@ -153,7 +154,7 @@ def test_the_list_is_ordered_and_goes_by_arrow_keys(page):
     assert page.locator(places).all_text_contents() == ["3", "11"], "absences and counts first"
     page.locator(".documents button").first.focus()
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("document.querySelector('.feature h3').textContent === 'Output feature 11'")
+    expect(page.locator(".feature h3").first).to_have_text("Output feature 11")
     page.locator(".documents label", has_text="By number").click()
     assert page.locator(places).all_text_contents() == ["3", "11"]
 

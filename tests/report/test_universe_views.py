@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from headlens.report import write_report
 from headlens.report.payload import traits
@@ -66,7 +67,7 @@ def choose(page, head):
 
 def test_an_induction_head_comes_first_with_its_like_in_every_other_model(page):
     assert chosen(page) in {f"L{layer}H{head} of {model}" for model, layer, head in INDUCTION}
-    page.wait_for_function("document.querySelectorAll('.beside-head').length === 3")
+    expect(page.locator(".beside-head")).to_have_count(3)
     assert set(beside(page)) == {f"L{layer}H{head} {model}" for model, layer, head in INDUCTION}
     assert page.locator(".map-detail .chips li").first.text_content() == "Induction"
     assert page.locator(".map-detail li .same").count() == 2
@@ -159,9 +160,9 @@ def test_colours_go_by_label_model_and_depth_and_a_group_can_stand_out(page):
 
 
 def test_the_same_place_is_marked_in_other_models_that_split_the_text_otherwise(page, results):
-    page.wait_for_function("document.querySelectorAll('.beside-head').length === 3")
+    expect(page.locator(".beside-head")).to_have_count(3)
     choose(page, next(h for h in HEADS if tuple(h) == ("zoo:gpt2-small", 1, 2)))
-    page.wait_for_function("document.querySelector('.beside-head strong').textContent === 'L1H2'")
+    expect(page.locator(".beside-head strong").first).to_have_text("L1H2")
     names = [text.split(" ", 1)[1] for text in beside(page)]
     query = 5  # " cat" the second time
     page.evaluate(
@@ -180,9 +181,7 @@ def test_the_same_place_is_marked_in_other_models_that_split_the_text_otherwise(
 
 def test_another_text_is_shown_on_demand(page):
     page.locator(".universe select").select_option("1")
-    page.wait_for_function(
-        "document.querySelector('.beside-head .pattern').getAttribute('aria-label').includes('3 queries')"
-    )
+    expect(page.locator(".beside-head .pattern").first).to_have_attribute("aria-label", re.compile("3 queries"))
 
 
 def cells(page, name):

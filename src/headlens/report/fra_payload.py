@@ -32,13 +32,13 @@ from headlens._result import Result
 from headlens.fra.attention import FeatureAttention
 from headlens.fra.labels import FeatureLabels
 from headlens.fra.sides import OTHERS, Side
-from headlens.report.plain import pack, short_names
+from headlens.report.feature_labels import LONGEST_LABEL, labels_of, model_names
+from headlens.report.plain import pack
 
 BYTES = 1 << 20
 """Of the vectors of one side, unless that left fewer than `LEAST` features to a position."""
 LEAST = 6
 MERGED = "other features"
-LONGEST_LABEL = 160
 """Characters."""
 CONTEXTS = 4
 _START = 90
@@ -56,17 +56,16 @@ def fra_traits(results: Sequence[Result]) -> dict[str, Any]:
     labels = [r for r in results if isinstance(r, FeatureLabels)]
     if labels and not found:
         raise ResultError("FeatureLabels are shown beside a FeatureAttention: pass that too.")
-    contents = [_content(one, _labels_of(one, labels)) for one in found]
-    models = short_names(list(dict.fromkeys(_model(one) for one in found)))
-    model_of = dict(zip(dict.fromkeys(_model(one) for one in found), models, strict=True))
+    contents = [_content(one, labels_of(one, labels)) for one in found]
+    models = model_names(found)
     starts = ["".join(one.tokens)[:_START] for one in found]
-    heads = [f"Layer {one.layer}, head {one.head} of {model_of[_model(one)]}" for one in found]
+    heads = [f"Layer {one.layer}, head {one.head} of {model}" for one, model in zip(found, models, strict=True)]
     several = len({one.tokens for one in found}) > 1
     return {
         "fra": [
             {
                 "name": f"{head}: {start}" if several else head,
-                "model": model_of[_model(one)],
+                "model": model,
                 "layer": one.layer,
                 "head": one.head,
                 "tokens": len(one.tokens),
@@ -76,24 +75,10 @@ def fra_traits(results: Sequence[Result]) -> dict[str, Any]:
                 "merged": merged,
                 "bytes": _size(content),
             }
-            for one, head, start, (content, merged) in zip(found, heads, starts, contents, strict=True)
+            for one, model, head, start, (content, merged) in zip(found, models, heads, starts, contents, strict=True)
         ],
         **{f"fra_{r}": content for r, (content, _) in enumerate(contents)},
     }
-
-
-def _model(result: FeatureAttention) -> str:
-    return str(result.provenance.models[0]["name"]) if result.provenance.models else "a model"
-
-
-def _labels_of(result: FeatureAttention, labels: list[FeatureLabels]) -> FeatureLabels | None:
-    """Labels that are of this dictionary, or do not say of which; the first counts where two label one feature."""
-    own = result.provenance.data.get("dictionary", {}).get("digest")
-    chosen: FeatureLabels | None = None
-    for one in labels:
-        if one.provenance.data.get("dictionary", {}).get("digest", own) == own:
-            chosen = one if chosen is None else chosen.filled(one)
-    return chosen
 
 
 def _content(result: FeatureAttention, labels: FeatureLabels | None) -> tuple[dict[str, Any], bool]:

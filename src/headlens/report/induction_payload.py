@@ -20,21 +20,18 @@ from headlens._result import Result
 from headlens.fra.conceptual.found import ConceptualInduction
 from headlens.fra.conceptual.prompts import TARGETS
 from headlens.fra.labels import FeatureLabels
-from headlens.report.plain import short_names, shown
+from headlens.report.feature_labels import LONGEST_LABEL, model_names
+from headlens.report.plain import shown
 
 MOST = 500
 """Channels that a page lists of one search."""
-LONGEST_LABEL = 160
 
 
 def induction_traits(results: Sequence[Result]) -> dict[str, Any]:
     """Return the named values of searches, with labels of their dictionaries."""
     found = [r for r in results if isinstance(r, ConceptualInduction)]
     labels = [r for r in results if isinstance(r, FeatureLabels)]
-    names = [str(r.provenance.models[0]["name"]) if r.provenance.models else "a model" for r in found]
-    distinct = list(dict.fromkeys(names))
-    short = dict(zip(distinct, short_names(distinct), strict=True))
-    return {"searches": [_search(r, short[name], labels) for r, name in zip(found, names, strict=True)]}
+    return {"searches": [_search(r, name, labels) for r, name in zip(found, model_names(found), strict=True)]}
 
 
 def _search(result: ConceptualInduction, model: str, labels: Sequence[FeatureLabels]) -> dict[str, Any]:

@@ -29,14 +29,14 @@ from typing import Any
 
 from headlens._result import Result
 from headlens.fra.labels import FeatureLabels
-from headlens.report.plain import short_names, shown
+from headlens.report.feature_labels import LONGEST_LABEL, labels_of, model_names
+from headlens.report.plain import shown
 from headlens.rules.evaluate import METRICS
 from headlens.rules.language import NONE
 from headlens.rules.results import Rules
 
 LISTED = 100
 """Rules that a page lists of one feature."""
-LONGEST_LABEL = 160
 DIFFERENCES = ("without_it", "with_it", "put_in", "taken_out")
 
 
@@ -44,21 +44,18 @@ def rules_traits(results: Sequence[Result]) -> dict[str, Any]:
     """Return the named values of rules, with labels of the dictionaries that they are in words of."""
     found = [r for r in results if isinstance(r, Rules)]
     labels = [r for r in results if isinstance(r, FeatureLabels)]
-    models = [str(r.provenance.models[0]["name"]) if r.provenance.models else "a model" for r in found]
-    distinct = list(dict.fromkeys(models))
-    short = dict(zip(distinct, short_names(distinct), strict=True))
     values: dict[str, Any] = {"rules": []}
     names: list[str] = []
-    for r, (result, model) in enumerate(zip(found, models, strict=True)):
-        named = _labels_of(result, labels)
+    for r, (result, model) in enumerate(zip(found, model_names(found), strict=True)):
+        named = labels_of(result, labels)
         contents = [_feature(row, named) for row in result.table.to_pylist()]
         values |= {f"rules_{r}_{f}": content for f, content in enumerate(contents)}
-        name = f"Layer {result.layer}, head {result.head} of {short[model]}"
+        name = f"Layer {result.layer}, head {result.head} of {model}"
         names.append(name)
         values["rules"].append(
             {
                 "name": f"{name} ({names.count(name)})" if names.count(name) > 1 else name,
-                "model": short[model], "layer": result.layer, "head": result.head,
+                "model": model, "layer": result.layer, "head": result.head,
                 "texts": result.provenance.data.get("texts", {}).get("n"),
                 "labelled": any(c["labels"] for c in contents),
                 "curve": _curve(result.curve().to_pylist()),
@@ -66,16 +63,6 @@ def rules_traits(results: Sequence[Result]) -> dict[str, Any]:
             }
         )  # fmt: skip
     return values
-
-
-def _labels_of(result: Rules, labels: Sequence[FeatureLabels]) -> FeatureLabels | None:
-    """Labels of the dictionary of what the head reads, or that do not say of which; of two the first counts."""
-    own = result.provenance.data.get("dictionary", {}).get("digest")
-    chosen: FeatureLabels | None = None
-    for one in labels:
-        if one.provenance.data.get("dictionary", {}).get("digest", own) == own:
-            chosen = one if chosen is None else chosen.filled(one)
-    return chosen
 
 
 def _listed(row: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,22 @@ export function chooser(name, options, chosen, onChoose) {
   return label;
 }
 
+/** A list of buttons, one an item, of which one is chosen by a click; up and down go from one to the next. */
+export function chosenFromList(list, choose) {
+  list.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button");
+    if (button) choose(button);
+  });
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: "previousElementSibling", ArrowDown: "nextElementSibling" }[event.key];
+    const next = step && event.target.closest?.("li")?.[step]?.querySelector("button");
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+    next.click();
+  });
+}
+
 // --- Scores -----------------------------------------------------------------------------------------------
 
 export const LEVELS = ["low", "medium", "high"];

@@ -3,8 +3,8 @@
 // Reads `readings` and, for the text on screen only, `reading_R_D`: see probe_payload.py.
 
 import {
-  aligned, chooser, failure, filled, inflate, labelOf, make, minus, numbered, plainText, positionOf, quoted, segmented,
-  shown, threeDigits, tokenElements, withRole,
+  aligned, chooser, chosenFromList, failure, filled, inflate, labelOf, make, minus, numbered, plainText, positionOf,
+  quoted, segmented, shown, threeDigits, tokenElements, withRole,
 } from "./common.js";
 
 const MOST = 6; // tokens that are listed because they add, or take away, the most
@@ -124,21 +124,6 @@ function fillList({ readings, state, ui }) {
   ui.list.replaceChildren(...ranked.map(({ d }) => filled("li", "", documentButton(reading.documents[d], d, reading))));
   ui.list.scrollTop = 0;
   return ranked[0]?.d;
-}
-
-function listenToList(view) {
-  view.ui.list.addEventListener("click", (event) => {
-    const button = event.target.closest?.("button");
-    if (button) choose(view, Number(button.dataset.document));
-  });
-  view.ui.list.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: "previousElementSibling", ArrowDown: "nextElementSibling" }[event.key];
-    const next = step && event.target.closest?.("li")?.[step]?.querySelector("button");
-    if (!next) return;
-    event.preventDefault();
-    next.focus();
-    next.click();
-  });
 }
 
 // --- What is said, in words -------------------------------------------------------------------------------
@@ -432,7 +417,7 @@ function render({ model, el }) {
   const state = { r: 0, order: "given", mode: "contribution", head: null, focus: null, request: 0, now: null, elements: [] };
   const view = { model, readings, report, state, ui: parts() };
   listenToText(view);
-  listenToList(view);
+  chosenFromList(view.ui.list, (button) => choose(view, Number(button.dataset.document)));
   const picker = chooser("Probe ", readings.map(({ name }) => name), 0, (r) => chooseReading(view, r));
   const only = readings.length === 1 ? [make("p", "meaning", `${readings[0].name}.`)] : [];
   el.replaceChildren(make("h2", "", "What it says of texts"), picker, ...only, filled("div", "reading-body", view.ui.side, view.ui.main), notice);

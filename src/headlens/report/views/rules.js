@@ -3,8 +3,8 @@
 // Reads `rules` and, for the feature on screen only, `rules_R_F`: see rules_payload.py.
 
 import {
-  chooser, drawn, failure, filled, intervalBar, labelOf, laidOut, make, minus, numbered, positionOf, scaled, scaleOf,
-  segmented, shown, tableOf, threeDigits, titled, tokenElements, withRole,
+  chooser, chosenFromList, drawn, failure, filled, intervalBar, labelOf, laidOut, make, minus, numbered, positionOf,
+  scaled, scaleOf, segmented, shown, tableOf, threeDigits, titled, tokenElements, withRole,
 } from "./common.js";
 
 const FEW = 10; // rules on screen, until all are asked for
@@ -445,18 +445,7 @@ function featureList(features, choose) {
       button.setAttribute("aria-current", String(Number(button.dataset.feature) === f));
     }
   };
-  list.addEventListener("click", (event) => {
-    const button = event.target.closest?.("button");
-    if (button) choose(Number(button.dataset.feature));
-  });
-  list.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: "previousElementSibling", ArrowDown: "nextElementSibling" }[event.key];
-    const next = step && event.target.closest?.("li")?.[step]?.querySelector("button");
-    if (!next) return;
-    event.preventDefault();
-    next.focus();
-    next.click();
-  });
+  chosenFromList(list, (button) => choose(Number(button.dataset.feature)));
   return { list, fill, mark };
 }
 
