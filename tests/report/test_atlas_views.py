@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from headlens.report import write_report
 from headlens.report.page import _source
@@ -273,10 +274,7 @@ def test_a_similar_head_is_chosen_with_a_click_and_stays(atlas_page):
     atlas_page.keyboard.press("Enter")
     assert atlas_page.locator(".head h2").text_content() == f"Layer 1, head 5 of {SECOND}"
     assert "selected" in cell(atlas_page, SECOND, 1, 5).get_attribute("class")
-    atlas_page.wait_for_function(
-        "text => document.querySelector('.attention h2').textContent === text",
-        arg=f"Where layer 1, head 5 of {SECOND} looks",
-    )
+    expect(atlas_page.locator(".attention h2")).to_have_text(f"Where layer 1, head 5 of {SECOND} looks")
     kind(atlas_page, "Previous token")
     assert atlas_page.locator(".head h2").text_content() == f"Layer 1, head 5 of {SECOND}"
 

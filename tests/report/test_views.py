@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from headlens.report import write_report
 from headlens.report.page import VIEWS, _source
@@ -36,13 +37,13 @@ def cell(page, model, layer, head):
 def choose(page, model, layer, head):
     cell(page, model, layer, head).click()
     heading = f"Where layer {layer}, head {head} of {model} looks"
-    page.wait_for_function("text => document.querySelector('.attention h2').textContent === text", arg=heading)
+    expect(page.locator(".attention h2")).to_have_text(heading)
     page.wait_for_timeout(50)
 
 
 def choose_text(page, index, tokens):
     page.select_option("select", str(index))
-    page.wait_for_function("n => document.querySelectorAll('.token').length === n", arg=len(tokens))
+    expect(page.locator(".token")).to_have_count(len(tokens))
 
 
 def token(page, i):
