@@ -27,7 +27,7 @@ lint: $(DEV)
 
 unit: $(DEV)
 	@tools/chromium.sh
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks
