@@ -30,8 +30,8 @@ def test_fit_saves_a_universe_that_says_what_it_came_from(headlens):
 
 @pytest.mark.slow
 def test_eval_writes_the_study_and_keeps_its_tables(headlens, tmp_path):
-    models = ("zoo:llama-small", "zoo:mistral-small", "zoo:qwen3-small")
-    few = ("--docs", 20, "--max-chars", 50, "--epochs", 1, "--quiet")
+    models = ("zoo:gemma2-small", "zoo:llama-small", "zoo:qwen3-small")
+    few = ("--docs", 20, "--max-chars", 50, "--epochs", 1, "--kinds", "previous_token", "--quiet")
     outcome = headlens("universe", "eval", *models, *few, "--out", "study.md", "--save", "study")
     assert outcome.status == 0, outcome.err
     text = (tmp_path / "study.md").read_text()
@@ -43,10 +43,13 @@ def test_eval_writes_the_study_and_keeps_its_tables(headlens, tmp_path):
         "Outliers",
         "Mantel",
         "above the most texts",
+        "F1 of phase 2 above it",
+        "| phase 2 minus | 1 text |",
     ):
         assert said in text
     study = UniverseStudy.load("study")
-    assert page(study) == text and study["heads"].num_rows == 36
+    assert page(study) == text and study["heads"].num_rows == 40
+    assert {row["kind"] for row in study["spaces"].to_pylist()} == {"previous_token"}
     assert {row["split"] for row in study["queries"].to_pylist()} == {"family left out", "heads held out"}
 
 
@@ -63,7 +66,9 @@ def test_what_cannot_be_done_is_refused_at_once(headlens):
         (("clone",), "Name at least one model"),
         (("clone", "zoo:gpt2-small", "zoo:gpt2-small"), "named twice"),
         (("eval", "zoo:gpt2-small", "--max-chars", 4), "max-chars"),
+        (("eval", "zoo:gpt2-small", "--kinds", "induction,nothing"), "'nothing' is no kind of head"),
         (("ablate",), "Name at least one model"),
+        (("ablate", "zoo:gpt2-small", "--kind", "nothing"), "'nothing' is no kind of head"),
         (("clone", "zoo:gpt2-small", "--corpus", "nowhere.jsonl"), "no corpus"),
     ):
         outcome = headlens("universe", *arguments)

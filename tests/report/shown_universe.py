@@ -11,7 +11,7 @@ from headlens.universe.batches import POSITIONAL
 from headlens.universe.decoder import Decoder, Embedded
 from headlens.universe.embed import HeadUniverse
 from headlens.universe.features import Basis
-from headlens.universe.tables import SCHEMAS, UniverseStudy
+from headlens.universe.tables import LEFT_BY, SCHEMAS, UniverseStudy
 from tests.report.shown_results import causal_attention, quantised
 
 MODELS = {"zoo:gpt2-small": (2, 3), "zoo:llama-small": (3, 2), "org/<b>other</b>": (2, 2)}
@@ -80,17 +80,18 @@ def make_study(heads=None, *, judged=True, **changed):
                 "clone_skill_high": 0.7, "joined_skill": 0.4, "unclonable": u if told else None,
                 "unclonable_q": (0.9 - 0.06 * i if told else None), "is_unclonable": told and i >= 15,
                 "uncompressible": 0.2 if told else None, "uncompressible_q": 0.99 if told else None,
-                "is_uncompressible": False,
+                "is_uncompressible": False, **{name: u + 0.1 * k for k, name in enumerate(LEFT_BY, 1)},
             }
         )  # fmt: skip
     spaces, queries = [], []
     for split in ("family left out", "heads held out"):
         for space, value in (("phase 2", 0.9), ("random", 0.2)):
             told = {"split": split, "kind": "induction", "space": space, "queries": 3, "prevalence": 0.125}
-            for name in ("recall", "mrr", "ap", "f1", "gain"):
+            for name in ("recall", "mrr", "ap", "f1", "gain", "f1_gain"):
                 own = (
                     None
-                    if (name == "gain" and space == "phase 2") or (name == "f1" and split != "family left out")
+                    if (name.endswith("gain") and space == "phase 2")
+                    or (name.startswith("f1") and split != "family left out")
                     else value
                 )
                 told |= {name: own, f"{name}_low": own and own - 0.1, f"{name}_high": own and own + 0.05}
@@ -105,7 +106,10 @@ def make_study(heads=None, *, judged=True, **changed):
         {"method": m, "text": t, "heads": 16, "kl": 0.3, "skill": s, "skill_low": s - 0.1, "skill_high": s + 0.1}
         for t in ("held out", "repeats") for m, s in (("clone", 0.6), ("uniform", -0.3))
     ]  # fmt: skip
-    few = [{"documents": n, "heads": 16, "kl": 0.7, "above": 0.1, "skill": 0.2} for n in (1, 16)]
+    few = [
+        {"method": m, "documents": n, "heads": 16, "kl": kl, "above": 0.1, "skill": 0.2, "gap": gap}
+        for n in (1, 16) for m, kl, gap in (("phase 2", 0.7, None), ("clone", 0.9, -0.2))
+    ]  # fmt: skip
     tables = {"heads": rows, "methods": methods, "spaces": spaces, "queries": queries, "few": few} | changed
     return UniverseStudy(made(sorted(MODELS)), {k: _table(tables.get(k, []), k) for k in SCHEMAS})
 

@@ -14,6 +14,7 @@ from headlens.report.page import STUDY_VIEW, UNIVERSE_VIEW, VIEWS, embedded_json
 from headlens.report.payload import traits
 from headlens.report.saved import read_results
 from headlens.report.universe_payload import by_neighbours, projected
+from headlens.universe.tables import LEFT_BY
 from tests.report.shown_results import make_atlas
 from tests.report.shown_rules import make_rules
 from tests.report.shown_universe import FAMILIES, INDUCTION, MODELS, heads_of, make_study, make_texts, make_universe
@@ -130,7 +131,13 @@ def test_what_a_study_says_of_a_head_is_put_to_that_head():
     assert first["recall"] == pytest.approx([0.9, 0.8, 0.95]) and first["gain"] == [None] * 3 and first["kind"] == 0
     assert (told["judged"], told["flagged"]) == (13, 1)
     assert [row[0] for row in told["outliers"]] == [i for i in range(15, -1, -1) if i % 5 != 4]
-    assert told["outliers"][0] == pytest.approx([15, 0.5, 1.05, 0.0, True, 0.2, 0.99, False])
+    *scores, left = told["outliers"][0]
+    assert scores == pytest.approx([15, 0.5, 1.05, 0.0, True, 0.2, 0.99, False])
+    assert told["less"] == list(LEFT_BY.values()) and left == pytest.approx([1.15, 1.25, 1.35, 1.45])
+    assert told["spaces"][1]["f1_gain"] == pytest.approx([0.2, 0.1, 0.25]) and first["f1_gain"] == [None] * 3
+    assert [(row["documents"], row["method"], row["gap"][0]) for row in told["few"]] == [
+        (n, *rest) for n in (1, 16) for rest in (("phase 2", None), ("clone", -0.2))
+    ]
     assert told["medians"] == {"unclonable": pytest.approx(0.65), "uncompressible": pytest.approx(0.2)}
 
 

@@ -15,8 +15,8 @@ QUICK = Training(epochs=2, rate=0.02, seed=1)
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    return made.patterns(tmp_path_factory.mktemp("patterns"))
+def recorded(shared_patterns):
+    return shared_patterns
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ QUICK = {"shape": Shape(size=6, parts=8, rank=2), "training": Training(epochs=2,
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    return made.patterns(tmp_path_factory.mktemp("patterns"))
+def recorded(shared_patterns):
+    return shared_patterns
 
 
 @pytest.fixture(scope="module")

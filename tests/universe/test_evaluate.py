@@ -16,8 +16,8 @@ from tests.universe import made
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory):
-    return grouped(made.patterns(tmp_path_factory.mktemp("patterns")))[0]
+def group(shared_patterns):
+    return grouped(shared_patterns)[0]
 
 
 def test_the_truth_has_no_divergence_and_even_attention_has_no_skill_over_itself(group):

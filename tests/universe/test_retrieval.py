@@ -9,7 +9,7 @@ from scipy import stats
 from headlens._errors import DataError
 from headlens.axes import HeadId
 from headlens.universe.outliers import outliers, tail
-from headlens.universe.retrieval import Fold, detection, over_models, ranked, retrieval
+from headlens.universe.retrieval import Detection, Fold, detection, drawn_models, over_models, ranked, retrieval
 from headlens.universe.rsa import length_rdm, mantel, overlap_rdm, rdm, rsa
 
 FAMILIES = {f"m{i}": f"f{i}" for i in range(5)}
@@ -65,6 +65,60 @@ def test_a_planted_kind_is_detected_in_families_that_were_left_out():
     one = {HeadId("m0", 1, 2)}
     with pytest.raises(DataError, match="fewer than two families"):
         detection(folds(30.0), one, FAMILIES)
+
+
+def said(models, rate_called, rate_right, seed):
+    """Scores of a test that calls so many heads, and the share of the real ones that it finds."""
+    rng = np.random.default_rng(seed)
+    heads = [HeadId(model, layer, head) for model in models for layer in range(2) for head in range(5)]
+    real = frozenset(head for head in heads if head.layer == 1 and head.head < 2)
+    rates = {head: rate_right if head in real else rate_called for head in heads}
+    return Detection({head: float(rates[head] - rng.random()) for head in heads}, real)
+
+
+@given(st.integers(1, 6), st.integers(0, 99), st.integers(0, 9))
+def test_a_paired_gap_of_f1_is_that_of_a_plain_loop_over_the_same_draws(n, seed, draw_seed):
+    models = [f"m{i}" for i in range(n)]
+    one, other = said(models, 0.2, 0.9, seed), said(models, 0.4, 0.5, seed + 100)
+
+    def f1(test, times):
+        """Of each model's heads, so many times."""
+        called = right = real = 0
+        for head, score in test.scores.items():
+            k = int(times[models.index(head.model)])
+            called += k * (score > 0)
+            real += k * (head in test.positives)
+            right += k * (score > 0 and head in test.positives)
+        return 2 * right / (called + real)
+
+    loop = [f1(one, times) - f1(other, times) for times in drawn_models(n, seed=draw_seed, draws=40)]
+    gap, low, high = one.above(other, seed=draw_seed, draws=40)
+    assert gap == pytest.approx(one.f1() - other.f1()) == pytest.approx(f1(one, [1] * n) - f1(other, [1] * n))
+    assert (low, high) == pytest.approx(tuple(np.quantile(loop, [0.025, 0.975])))
+    assert other.above(one, seed=draw_seed, draws=40) == pytest.approx((-gap, -high, -low))
+    assert one.above(one) == (0, 0, 0)
+    own = [f1(one, times) for times in drawn_models(n, seed=draw_seed, draws=40)]
+    assert one.interval(seed=draw_seed, draws=40) == pytest.approx(tuple(np.quantile(own, [0.025, 0.975])))
+
+
+def test_a_gap_that_every_model_has_excludes_0_and_is_surer_than_unpaired_intervals():
+    models = [f"m{i}" for i in range(8)]
+    hard = said(models, 0.3, 0.7, 1)
+    extra = {h for h in hard.scores if h.layer == 0 and h.head < 2}  # both go wrong together; one in two places more
+    worse = Detection(hard.scores | dict.fromkeys(extra, 1.0), hard.positives)
+    gap, low, high = hard.above(worse)
+    assert 0 < low <= gap <= high
+    assert high - low < np.ptp(hard.interval()) + np.ptp(worse.interval())
+    with pytest.raises(DataError, match="the same folds and positives"):
+        hard.above(Detection(hard.scores, frozenset()))
+    with pytest.raises(DataError, match="the same folds and positives"):
+        hard.above(Detection({h: s for h, s in hard.scores.items() if h not in extra}, hard.positives))
+
+
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_every_draw_takes_as_many_models_as_there_are(n, seed):
+    counts = drawn_models(n, seed=seed, draws=30)
+    assert counts.shape == (30, n) and (counts.sum(1) == n).all() and (counts >= 0).all()
 
 
 def test_intervals_resample_whole_models():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headlens._errors import DataError
+from headlens._errors import DataError, ResultError
 from headlens._result import Provenance
 from headlens.axes import HeadId
 from headlens.universe import UniverseStudy
@@ -11,8 +11,8 @@ from headlens.universe.ablations import ablations
 from headlens.universe.clone import Training
 from headlens.universe.decoder import Shape
 from headlens.universe.evaluate import POSITION, reconstruction
-from headlens.universe.measured import FAMILY, HEADS, OURS, Study, measured
-from headlens.universe.page import page
+from headlens.universe.measured import FAMILY, HEADS, OURS, Study, _over_pairs, measured
+from headlens.universe.page import few_table, page
 from headlens.universe.retrieval import Fold
 from headlens.universe.study import (
     CLONE,
@@ -22,18 +22,22 @@ from headlens.universe.study import (
     record,
     repeated_words,
 )
+from headlens.universe.tables import LEFT_BY
 from tests.universe import made
 
 FAMILIES = {f"m{i}": f"f{i}" for i in range(4)}
 EVERY = tuple(HeadId(model, layer, head) for model in FAMILIES for layer in range(3) for head in range(3))
 PLANTED = {"induction": {h for h in EVERY if h[1:] == (1, 2)}, "self": {h for h in EVERY if h[1:] == (0, 0)}}
 JOIN = Training(epochs=1, rate=0.01)
+LEFT = {"mean pattern": 0.9, "symbolic": 0.8, "nearest head": 1.2, "shuffled texts": 1.5}
+"""KL of what knows less than a clone, where position only has 1."""
 
 
 def rows(kl):
-    """A table of two methods, in which every head has the KL given."""
+    """A table of methods, in which clones have the KL given."""
     made_rows = []
-    for method, values in {POSITION: dict.fromkeys(EVERY, 1.0), CLONE: kl}.items():
+    less = {name: dict.fromkeys(EVERY, value) for name, value in (LEFT | {POSITION: 1.0}).items()}
+    for method, values in (less | {CLONE: kl}).items():
         for head in EVERY:
             skill = 1 - values[head]
             said = {
@@ -79,8 +83,9 @@ def study() -> UniverseStudy:
     texts = [f"a b c{'d e' * n}" for n in range(6)]
     chance = {FAMILY: {"random": folds(rng, 0.0)}, HEADS: {"random": folds(rng, 0.0)}}
     found = rows(cloned)
+    few = {CLONE: {n: {head: value + 0.1 + 2 / n for head, value in cloned.items()} for n in (1, 10)}}
     return measured(
-        Study(Provenance(), FAMILIES, found, found, {FAMILY: joined, HEADS: joined}, chance, PLANTED, words, texts)
+        Study(Provenance(), FAMILIES, found, found, {FAMILY: joined, HEADS: joined}, chance, few, PLANTED, words, texts)
     )
 
 
@@ -90,12 +95,25 @@ def test_tables_say_what_was_planted(study):
     ours, chance = of[FAMILY, "induction", OURS], of[FAMILY, "induction", "random"]
     assert ours["recall"] == ours["f1"] == 1 and ours["gain"] is None and ours["queries"] == 4
     assert chance["gain"] == pytest.approx(1 - chance["ap"]) and chance["gain_low"] > 0
-    assert of[HEADS, "self", OURS]["f1"] is None
+    assert of[HEADS, "self", OURS]["f1"] is None and of[HEADS, "self", "random"]["f1_gain"] is None
+    assert ours["f1_gain"] is None and chance["f1_gain"] == pytest.approx(1 - chance["f1"])
+    assert 0 < chance["f1_gain_low"] <= chance["f1_gain"] <= chance["f1_gain_high"] <= 1
     heads = {HeadId(row["model"], row["layer"], row["head"]): row for row in study["heads"].to_pylist()}
     assert [head for head, row in heads.items() if row["is_unclonable"]] == [EVERY[5]]
     assert heads[HeadId("m0", 1, 2)]["kinds"] == ["induction"]
-    few = study["few"].to_pylist()
-    assert [row["documents"] for row in few] == [1, 10] and few[1]["above"] == 0 < few[0]["above_low"]
+    for name, method in LEFT_BY.items():
+        assert [row[name] for row in heads.values()] == pytest.approx([LEFT[method]] * len(EVERY))
+
+
+def test_few_texts_stand_beside_what_was_fitted_on_the_same_ones(study):
+    few = {(row["documents"], row["method"]): row for row in study["few"].to_pylist()}
+    assert list(few) == [(1, OURS), (1, CLONE), (10, OURS), (10, CLONE)]
+    for method in (OURS, CLONE):
+        assert few[10, method]["above"] == 0 < few[1, method]["above_low"]
+    for n in (1, 10):  # both have what the clone of all texts leaves, .1 more, and 1 / n or 2 / n
+        assert few[n, OURS]["gap"] is None
+        assert [few[n, CLONE][name] for name in ("gap", "gap_low", "gap_high")] == pytest.approx([-1 / n] * 3)
+        assert few[n, CLONE]["skill"] == pytest.approx(few[n, OURS]["skill"] - 1 / n)
 
 
 def test_a_query_shows_its_nearest_heads_of_other_families_and_which_are_of_its_kind(study):
@@ -116,6 +134,10 @@ def test_a_saved_study_gives_the_same_page(study, tmp_path):
     assert page(again) == page(study)
     text = page(study)
     for said in (
+        "F1 of phase 2 above it",
+        "| clone | -1.00 [-1.00, -1.00] | -0.10 [-0.10, -0.10] |",
+        "(1 of 36)",
+        "| 0.90 | 0.80 | 1.20 | 1.50 |",
         "`induction`, family left out",
         "heads held out",
         "| phase 2 |",
@@ -124,8 +146,22 @@ def test_a_saved_study_gives_the_same_page(study, tmp_path):
     ):
         assert said in text
     assert "nan" not in text
+    assert [line.split(" | ")[0] for line in few_table(study).splitlines()[2:]] == ["| 1", "| 10"], "phase 2 alone"
     with pytest.raises(DataError, match="no table 'nothing'"):
         study["nothing"]
+
+
+def test_a_study_of_before_is_refused_in_one_sentence(study, tmp_path):
+    manifest = study.save(tmp_path / "study") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ResultError, match="has format 1 and this version reads 2: make it again"):
+        UniverseStudy.load(tmp_path / "study")
+
+
+def test_pairs_of_which_nothing_can_be_told_have_no_mean():
+    pair = (EVERY[0], EVERY[-1])
+    assert np.isnan(_over_pairs([pair], [np.nan])).all()
+    assert _over_pairs([pair, pair], [np.nan, 0.5])[0] == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`headlens universe`: clone patterns from an encoder's states, put all heads in one space, see who is near whom."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,6 +62,9 @@ READING = Reading()
 Epochs = Annotated[int, Parameter(help="How often every text is gone through.", validator=Number(gte=1))]
 Report = Annotated[Path | None, Parameter(help="Write a self-contained HTML page here.")]
 NEIGHBOURS = 3
+LABELS = ["induction", "previous_token", "duplicate_token", "sink", "self"]
+LABELLED_ON = 64
+"""Sequences of random tokens, and texts."""
 
 
 @universe.command
@@ -153,6 +157,10 @@ def fit(
 @universe.command(name="eval")
 def evaluate(
     *models: str,
+    kinds: Annotated[
+        list[str],
+        Parameter(help="Which heads are looked for, comma-separated; all are listed in docs/heads.md.", negative=""),
+    ] = LABELS,
     epochs: Epochs = 5,
     out: Annotated[Path | None, Parameter(help="Write the study as Markdown here; else it is printed.")] = None,
     save: Annotated[Path | None, Parameter(help="Save the study's tables as a result folder here.")] = None,
@@ -164,8 +172,8 @@ def evaluate(
 ) -> int:
     """The whole study, with one family left out at a time: does an induction head find those of other families?
 
-    Labels come from `headlens heads` on random tokens, which nothing is fitted on. Families are those of the models'
-    architectures; the encoder's own model is best left out.
+    Labels come from `headlens heads`, on random tokens and on texts of the world that the study does not read. Families
+    are those of the models' architectures; the encoder's own model is best left out.
 
     Parameters
     ----------
@@ -175,6 +183,9 @@ def evaluate(
     from headlens._files import whole_file
 
     check_page(report, save)
+    from headlens.heads.measure import known_kinds
+
+    looked_for = known_kinds(_console.split(kinds))
     recorded = _recorded(models, reading, save)
     from headlens.universe.clone import Training
     from headlens.universe.measured import studied
@@ -182,7 +193,7 @@ def evaluate(
 
     with _console.progress(reading.quiet) as progress:
         training = Training(epochs=epochs, decay=0.3, seed=reading.seed)
-        labels = _labels(models, reading).table.to_pylist()
+        labels = _labels(models, reading, looked_for).table.to_pylist()
         found = studied(recorded, labels, training=training, progress=progress)
     if save is not None:
         with_command(found).save(save)
@@ -220,11 +231,14 @@ def ablate(
     models
         Folders, hub ids, or zoo:NAME; of three families or more that have heads of the kind.
     """
+    from headlens.heads.measure import known_kinds
+
+    looked_for = known_kinds([kind])
     recorded = _recorded(models, reading, None)
     from headlens.universe.ablations import ablations
 
     with _console.progress(reading.quiet) as progress:
-        labels = _labels(models, reading).table.to_pylist()
+        labels = _labels(models, reading, looked_for).table.to_pylist()
         rows = ablations(recorded, labels, kind, only=leave_out, seed=reading.seed, progress=progress)
     if json:
         _console.print_json({"ablations": rows})
@@ -233,16 +247,13 @@ def ablate(
     return 0
 
 
-LABELS = ["induction", "previous_token", "duplicate_token", "sink", "self"]
-
-
-def _labels(models: tuple[str, ...], reading: Reading) -> Any:
-    """What heads are of, on random tokens."""
+def _labels(models: tuple[str, ...], reading: Reading, kinds: Sequence[str] = LABELS) -> Any:
+    """What heads are of; by another seed, since kinds that are measured on text would be on texts of the study's."""
     from headlens.heads import atlas
     from headlens.models import load
 
     loaded = [load(name, **reading.loading) for name in models]
-    return atlas(loaded, LABELS, num_samples=64, seed=reading.seed)
+    return atlas(loaded, kinds, num_samples=LABELLED_ON, seed=reading.seed + 1)
 
 
 def _write_page(report: Path, results: list[Any], recorded: Any, reading: Reading) -> None:

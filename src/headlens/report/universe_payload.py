@@ -11,12 +11,14 @@
         fitted      whether there is a universe; without one there are no maps and no neighbours
         left_out    heads that are not shown: a page has at most `MOST_HEADS`
     study      null, or {spaces, queries, outliers, methods, few, flagged, judged, medians}
-        spaces      [{split, kind, space, queries, prevalence, recall, mrr, ap, gain, f1}], the last five
+        spaces      [{split, kind, space, queries, prevalence, recall, mrr, ap, gain, f1, f1_gain}], the last six
                     [value, low, high]
         queries     [{split, kind, space, head, recall, mrr, ap, nearest: [[head, distance, right], ...]}]
-        outliers    [[head, position_kl, unclonable, q, flagged, uncompressible, q, flagged], ...], the surest first
+        outliers    [[head, position_kl, unclonable, q, flagged, uncompressible, q, flagged, left], ...], the surest
+                    first; left: 1 - skill of each of `less`
+        less        [method]: what knows less than a clone, and what it leaves of a head stands beside it
         methods     [{method, text, heads, kl, skill: [value, low, high]}]
-        few         [{documents, heads, kl, above, skill}], the last two [value, low, high]
+        few         [{method, documents, heads, kl, above, skill, gap}], the last three [value, low, high]
         medians     {unclonable, uncompressible} of all heads that were judged
 
 A head is its place in the columns of `heads`, a kind its place in `kinds`. Maps are of what each head asks of the
@@ -42,7 +44,7 @@ from headlens.heads.atlas import HeadAtlas
 from headlens.heads.kinds import KINDS
 from headlens.report.plain import shown
 from headlens.universe.embed import HeadUniverse, distances
-from headlens.universe.tables import UniverseStudy
+from headlens.universe.tables import LEFT_BY, UniverseStudy
 
 MOST_HEADS = 4000
 MOST_EMBEDDED = 1500
@@ -239,7 +241,7 @@ def _study(study: UniverseStudy, index: Mapping[HeadId, int], kinds: Sequence[st
         "spaces": [
             {name: row[name] for name in ("split", "space", "queries")}
             | {"kind": kinds.index(row["kind"]), "prevalence": shown(row["prevalence"])}
-            | {name: _limits(row, name) for name in ("recall", "mrr", "ap", "gain", "f1")}
+            | {name: _limits(row, name) for name in ("recall", "mrr", "ap", "gain", "f1", "f1_gain")}
             for row in study["spaces"].to_pylist()
             if row["kind"] in kinds
         ],
@@ -253,6 +255,7 @@ def _study(study: UniverseStudy, index: Mapping[HeadId, int], kinds: Sequence[st
             if row["kind"] in kinds and _id(row) in index
         ],
         "outliers": [_outlier(row, index) for row in sorted(judged, key=_surest) if _id(row) in index],
+        "less": list(LEFT_BY.values()),
         "flagged": sum(row["is_unclonable"] or row["is_uncompressible"] for row in judged),
         "judged": len(judged),
         "medians": {
@@ -265,9 +268,9 @@ def _study(study: UniverseStudy, index: Mapping[HeadId, int], kinds: Sequence[st
             for row in study["methods"].to_pylist()
         ],
         "few": [
-            {name: row[name] for name in ("documents", "heads")}
+            {name: row[name] for name in ("method", "documents", "heads")}
             | {"kl": shown(row["kl"])}
-            | {name: _limits(row, name) for name in ("above", "skill")}
+            | {name: _limits(row, name) for name in ("above", "skill", "gap")}
             for row in study["few"].to_pylist()
         ],
     }  # fmt: skip
@@ -285,4 +288,5 @@ def _outlier(row: Mapping[str, Any], index: Mapping[HeadId, int]) -> list:
     scores = [
         (shown(row[name]), shown(row[f"{name}_q"]), row[f"is_{name}"]) for name in ("unclonable", "uncompressible")
     ]
-    return [index[_id(row)], shown(row["position_kl"]), *scores[0], *scores[1]]
+    left = [shown(row[column]) for column in LEFT_BY]
+    return [index[_id(row)], shown(row["position_kl"]), *scores[0], *scores[1], left]

@@ -5,7 +5,7 @@ batches     both side by side                          clone        one map a he
 decoder     one decoder for all heads (phase 2)        embed        HeadUniverse
 baselines, evaluate, retrieval, outliers, rsa          study        all of it, in one go
 spaces      baselines of the space                     tables       what a study keeps (measured), and its page
-ablations   the decoder with one part changed
+ablations   the decoder with one part changed           few          heads that join on few texts, and baselines
 """
 
 from headlens.universe.batches import grouped

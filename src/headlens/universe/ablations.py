@@ -19,8 +19,7 @@ from headlens.universe.batches import grouped
 from headlens.universe.clone import Training, fit_clones
 from headlens.universe.decoder import Shape
 from headlens.universe.evaluate import POSITION, reconstruction_rows
-from headlens.universe.measured import median_over_models
-from headlens.universe.retrieval import over_models, retrieval
+from headlens.universe.retrieval import median_over_models, over_models, retrieval
 from headlens.universe.study import JOINING, Progress, Recorded, labelled, leave_one_family_out, same_models
 from headlens.universe.tables import LEAST
 

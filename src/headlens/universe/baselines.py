@@ -11,7 +11,7 @@ Axes: as in batches.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -72,7 +72,7 @@ def mean_pattern(group: Group, features: Features) -> Predictor:
 
 
 def nearest(
-    group: Group, features: Features, clones: Clones, families: dict[str, str], *, shards: int = 2
+    group: Group, features: Features, clones: Clones, families: Mapping[str, str], *, shards: int = 2
 ) -> tuple[Predictor, list[str]]:
     """Return a predictor by the clone of the best head of another family, and which head that is for each."""
     cross = torch.zeros(len(group.heads), len(clones.heads))

@@ -6,11 +6,11 @@
 Distances from 0 to 15 have a bucket each; from there on they grow by a factor of about 1.3.
 
 Axes: doc, row = sampled query positions, key, head = heads of all models that read alike, feature, place.
-Memory: one shard of each of these models.
+Memory: one shard of each of these models; all of them where only the first documents are asked for.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from headlens._errors import DataError
 from headlens.axes import HeadId
 from headlens.universe.features import Features
-from headlens.universe.patterns import Patterns, Shard
+from headlens.universe.patterns import DOCS, Patterns, Shard
 
 EXACT, FURTHER = 16, 16
 BUCKETS = EXACT + FURTHER
@@ -82,6 +82,17 @@ class Batch:
     def queries(self) -> Float[Tensor, "doc row feature"]:
         return self.phi.gather(1, self.rows[..., None].expand(-1, -1, self.phi.shape[-1]))
 
+    def first(self, n: int) -> "Batch":
+        """Return the first documents, as wide as the longest of these."""
+        if n >= len(self.texts):
+            return self
+        rows, keys = int(self.real[:n].sum(1).max()), max(self.tokens[:n])
+        own = (slice(n), slice(rows), slice(keys))
+        return Batch(
+            self.phi[:n, :keys], self.rows[:n, :rows], self.bucket[own], self.bos[own], self.seen[own],
+            self.target[:, *own], self.told[:, :n, :rows], self.ids[:n], self.spans[:n], self.texts[:n],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Group:
@@ -90,6 +101,10 @@ class Group:
     members: tuple[Patterns, ...]
     chosen: tuple[HeadId, ...] | None = None
     """Heads that count, in the order of the members'; None for all."""
+    documents: int | None = None
+    """The first ones only, in the order of the shards; None for all."""
+    _kept: dict[int, Batch] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """Of the first documents: these are gone through again and again."""
 
     @property
     def heads(self) -> list[HeadId]:
@@ -103,7 +118,25 @@ class Group:
         """Return the group with these heads alone, and models that have none of them left out."""
         kept = set(heads)
         members = tuple(m for m in self.members if kept.intersection(m.heads))
-        return Group(members, tuple(head for m in members for head in m.heads if head in kept))
+        return replace(self, members=members, chosen=tuple(head for m in members for head in m.heads if head in kept))
+
+    def first(self, documents: int | None) -> "Group":
+        """Return the group on its first documents alone, the same whatever is fitted on them; None for all that it has.
+
+        Raises
+        ------
+        DataError
+            If there are fewer, or fewer than one is asked for.
+        """
+        if documents is None:
+            return self
+        if documents < 1:
+            raise DataError(f"documents must be 1 or more, not {documents}.")
+        if (missing := documents - (self.documents or self.members[0].manifest["documents"])) > 0:
+            raise DataError(
+                f"{', '.join(self.models)} has {missing} documents fewer than asked for: record more texts."
+            )
+        return replace(self, documents=documents)
 
     @property
     def models(self) -> list[str]:
@@ -111,12 +144,17 @@ class Group:
 
     @property
     def n_shards(self) -> int:
-        return self.members[0].n_shards
+        return self.members[0].n_shards if self.documents is None else -(-self.documents // DOCS)
 
     def batch(self, index: int, features: Features) -> Batch:
         """Return one shard of all members, beside its features."""
+        if index in self._kept:
+            return self._kept[index]
         at = {head: i for i, head in enumerate(self._all)}
-        return make_batch([m.shard(index) for m in self.members], features, [at[head] for head in self.heads])
+        batch = make_batch([m.shard(index) for m in self.members], features, [at[head] for head in self.heads])
+        if self.documents is None:
+            return batch
+        return self._kept.setdefault(index, batch.first(self.documents - index * DOCS))
 
     def batches(self, features: Features) -> Iterator[Batch]:
         return (self.batch(i, features) for i in range(self.n_shards))

@@ -14,10 +14,9 @@ Axes: as in batches.py; part = M, size. Unit: nats a row.
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +24,7 @@ from torch import Tensor
 from headlens._errors import DataError
 from headlens.axes import HeadId
 from headlens.universe.batches import BOS, POSITIONAL, Batch, Group
-from headlens.universe.clone import Adam, Progress, Training, divergence, log_softmax, shard_order
+from headlens.universe.clone import Adam, Progress, Training, log_softmax, shard_order
 from headlens.universe.features import Features
 
 SIZE, PARTS, RANK, HIDDEN = 64, 64, 8, 64
@@ -121,11 +120,6 @@ def scores_of(
     tau, c = embedded.own[embedded.model_index()].T
     weights = torch.cat((g * tau.exp()[:, None], place[:, :BOS], (place[:, BOS] + c)[:, None]), dim=1)
     return (weights @ asked.flatten(1)).view(-1, *asked.shape[1:])
-
-
-def summed_divergence(decoder: Decoder, embedded: Embedded, batch: Batch) -> Float[np.ndarray, " head"]:
-    """Return each head's KL, summed over the rows of a batch."""
-    return divergence(batch.target, decoded(decoder, embedded, batch)).sum((1, 2)).double().numpy()
 
 
 def stand_in(scores: Float[Tensor, "head doc row key"], batch: Batch) -> Float[Tensor, ""]:
@@ -285,7 +279,7 @@ def _fit_group(
     mine = started.of(group.heads)
     e, own = mine.e, started.own[at]
     free = torch.tensor([[float(model not in joining.fixed)] for model in group.models])
-    batches = list(limited(group, features, joining.documents))
+    batches = list(group.first(joining.documents).batches(features))
     asked = [decoder.asked(batch) for batch in batches]
     training = Training(epochs=1, rate=joining.rate, decay=0.0, seed=joining.seed)
     adam = Adam([e, own], decayed=(False, False), training=training)
@@ -302,33 +296,3 @@ def _fit_group(
         if progress is not None:
             progress(f"{', '.join(group.models)}: embeddings", step + 1, joining.steps)
     return Embedded(mine.heads, adam.parameters[0], tuple(group.models), adam.parameters[1])
-
-
-def limited(group: Group, features: Features, documents: int | None) -> Iterator[Batch]:
-    """Yield batches of the first documents of a group.
-
-    Raises
-    ------
-    DataError
-        If there are fewer, or fewer than one is asked for.
-    """
-    left = documents
-    if left is not None and left < 1:
-        raise DataError(f"documents must be 1 or more, not {left}.")
-    for batch in group.batches(features):
-        n = len(batch.texts) if left is None else min(left, len(batch.texts))
-        yield batch if n == len(batch.texts) else first_documents(batch, n)
-        if left is not None:
-            left -= n
-            if not left:
-                return
-    if left:
-        raise DataError(f"{', '.join(group.models)} has {left} documents fewer than asked for: record more texts.")
-
-
-def first_documents(batch: Batch, n: int) -> Batch:
-    """Return the first documents of a batch."""
-    return Batch(
-        batch.phi[:n], batch.rows[:n], batch.bucket[:n], batch.bos[:n], batch.seen[:n], batch.target[:, :n],
-        batch.told[:, :n], batch.ids[:n], batch.spans[:n], batch.texts[:n],
-    )  # fmt: skip

@@ -13,7 +13,7 @@ Axes: head, size, place; see decoder.py. Memory: `size` numbers a head, and the 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from headlens.universe.decoder import (
     Decoder,
     Embedded,
     Shape,
+    decoded,
     fit_decoder,
     fit_embeddings,
     merged,
-    summed_divergence,
 )
+from headlens.universe.evaluate import mean_divergences
 from headlens.universe.features import Basis, Features
 from headlens.universe.patterns import Patterns, record_patterns
 
@@ -256,12 +257,7 @@ def divergences(
     found = {}
     for group in groups:
         mine = embedded.of(group.heads)
-        sums, rows = np.zeros(len(group.heads)), np.zeros(len(group.heads))
-        for batch in group.batches(features):
-            sums += summed_divergence(decoder, mine, batch)
-            rows += batch.told.sum((1, 2)).numpy()
-        kl = np.divide(sums, rows, out=np.full(len(rows), np.nan), where=rows > 0)
-        found |= dict(zip(group.heads, kl.tolist(), strict=True))
+        found |= mean_divergences(group, features, {0: partial(decoded, decoder, mine)})[0]
     return found
 
 

@@ -146,6 +146,23 @@ def reconstruction_rows(
     return found
 
 
+def mean_divergences(
+    group: Group, features: Features, methods: Mapping[Any, Predictor]
+) -> dict[Any, dict[HeadId, float]]:
+    """Return each head's KL under every method, in nats a row; NaN for one that attends to nothing on these texts."""
+    sums, rows = {name: np.zeros(len(group.heads)) for name in methods}, np.zeros(len(group.heads))
+    for batch in group.batches(features):
+        rows += batch.told.sum((1, 2)).numpy()
+        for name, predict in methods.items():
+            sums[name] += divergence(batch.target, predict(batch)).sum((1, 2)).double().numpy()
+    return {name: dict(zip(group.heads, _ratio(own, rows).tolist(), strict=True)) for name, own in sums.items()}
+
+
+def skill_of(kl: float, position: float) -> float:
+    """Return 1 - KL / KL of position only; NaN where position tells all."""
+    return 1 - kl / position if position > 0 else np.nan
+
+
 def reconstruction(rows: Sequence[dict[str, Any]], provenance: Provenance) -> Reconstruction:
     """Return rows of all groups as one answer."""
     order = [("method", "ascending"), ("model", "ascending"), ("layer", "ascending"), ("head", "ascending")]

@@ -13,17 +13,27 @@ import numpy as np
 import pyarrow as pa
 
 from headlens._result import Provenance
-from headlens._statistics import DRAWS, interval_of
+from headlens._statistics import interval_of
 from headlens.axes import HeadId
 from headlens.universe.clone import Training
-from headlens.universe.evaluate import POSITION, Reconstruction
+from headlens.universe.evaluate import POSITION, Reconstruction, skill_of
+from headlens.universe.few import Told, few_rows, few_study
 from headlens.universe.outliers import outliers
-from headlens.universe.retrieval import Fold, detection, over_models, retrieval
+from headlens.universe.retrieval import (
+    Detection,
+    Fold,
+    detection,
+    drawn_models,
+    median_over_models,
+    over_models,
+    retrieval,
+)
 from headlens.universe.rsa import length_rdm, mantel, overlap_rdm, rdm, rsa
 from headlens.universe.spaces import baseline_folds, word_patterns
 from headlens.universe.study import (
     CLONE,
     JOINING,
+    OURS,
     Joined,
     Progress,
     Recorded,
@@ -33,9 +43,8 @@ from headlens.universe.study import (
     leave_one_family_out,
     whole_texts,
 )
-from headlens.universe.tables import LEAST, SCHEMAS, SHOWN, UniverseStudy
+from headlens.universe.tables import LEAST, LEFT_BY, SCHEMAS, SHOWN, UniverseStudy, named
 
-OURS = "phase 2"
 HELD_OUT, REPEATS = "held out", "repeats"
 FAMILY, HEADS = "family left out", "heads held out"
 """Splits of the heads."""
@@ -53,6 +62,8 @@ class Study:
     """By split, `FAMILY` and `HEADS`."""
     baselines: Mapping[str, Mapping[str, Sequence[Fold]]]
     """By split and space."""
+    few: Told
+    """Of what is fitted on few texts without a decoder."""
     labels: Mapping[str, Collection[HeadId]]
     """Kind -> heads that are of it."""
     words: Mapping[HeadId, np.ndarray]
@@ -84,7 +95,8 @@ def studied(
         If all models are of one family.
     """
     training = training or Training()
-    _, held_out, other = clone_study(recorded, training=training, progress=progress)
+    clones, held_out, other = clone_study(recorded, training=training, progress=progress)
+    few = few_study(recorded, clones, training=training, progress=progress)
     later = replace(JOINING, seed=training.seed)
     joined = {
         FAMILY: leave_one_family_out(recorded, training=later, progress=progress),
@@ -95,7 +107,7 @@ def studied(
     spaces = {k: baseline_folds(recorded.train, words, ours, seed=training.seed) for k, ours in folds.items()}
     return measured(
         Study(
-            held_out.provenance, recorded.families, held_out, other, joined, spaces, labelled(labels), words,
+            held_out.provenance, recorded.families, held_out, other, joined, spaces, few, labelled(labels), words,
             whole_texts(recorded),
         )
     )  # fmt: skip
@@ -114,7 +126,7 @@ def measured(study: Study) -> UniverseStudy:
         "methods": method_rows(study),
         "spaces": spaces,
         "queries": queries,
-        "few": few_rows(study),
+        "few": few_rows({**_joined_on_few(study), **study.few}, study.held_out.column(POSITION, "kl")),
         "alike": alike_rows(study),
         "facts": [{"texts_compared": len(study.texts), **_clusters(study)}],
     }
@@ -133,6 +145,7 @@ def head_rows(study: Study) -> list[dict[str, Any]]:
     joined = {head: part.kl[head] for part in study.joined[FAMILY] for head in part.joined}
     position, cloned = study.held_out.column(POSITION, "kl"), study.held_out.column(CLONE, "kl")
     skills = {name: study.held_out.column(CLONE, name) for name in ("skill", "skill_low", "skill_high")}
+    left = {name: study.held_out.column(method, "skill") for name, method in LEFT_BY.items()}
     rows = []
     for row in outliers(position, cloned, joined, least=LEAST):
         head = HeadId(row["model"], row["layer"], row["head"])
@@ -140,14 +153,11 @@ def head_rows(study: Study) -> list[dict[str, Any]]:
         kls = {
             "clone_kl": cloned[head],
             "joined_kl": joined[head],
-            "joined_skill": _skill(joined[head], position[head]),
+            "joined_skill": skill_of(joined[head], position[head]),
         }
-        rows.append(row | said | kls | {f"clone_{name}": values[head] for name, values in skills.items()})
+        row |= said | kls | {f"clone_{name}": values[head] for name, values in skills.items()}
+        rows.append(row | {name: 1 - values[head] for name, values in left.items()})
     return rows
-
-
-def _skill(kl: float, position: float) -> float:
-    return 1 - kl / position if position > 0 else np.nan
 
 
 def method_rows(study: Study) -> list[dict[str, Any]]:
@@ -159,9 +169,10 @@ def method_rows(study: Study) -> list[dict[str, Any]]:
         kls = {method: found.column(method, "kl") for method in found.methods}
         for method, kl in (kls | _embedded(study, text)).items():
             there = [head for head in kept if head in kl]
-            median = median_over_models({head: _skill(kl[head], position[head]) for head in there})
-            row = {"method": method, "text": text, "heads": len(there), "kl": _median([kl[h] for h in there])}
-            rows.append(row | _named("skill", median))
+            median = median_over_models({head: skill_of(kl[head], position[head]) for head in there})
+            middle = float(np.median([kl[head] for head in there])) if there else np.nan
+            row = {"method": method, "text": text, "heads": len(there), "kl": middle}
+            rows.append(row | named("skill", median))
     return rows
 
 
@@ -182,24 +193,6 @@ def _embedded(study: Study, text: str) -> dict[str, dict[HeadId, float]]:
     return found
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values)) if len(values) else np.nan
-
-
-def median_over_models(values: Mapping[HeadId, float], draws: int = 500) -> tuple[float, float, float]:
-    """Return the median over heads, and the limits of 95 % when whole models are drawn anew."""
-    by_model: dict[str, list[float]] = {}
-    for head, value in values.items():
-        by_model.setdefault(head.model, []).append(value)
-    models = sorted(by_model)
-    if not models:
-        return np.nan, np.nan, np.nan
-    rng = np.random.Generator(np.random.PCG64(0))
-    chosen = rng.integers(len(models), size=(draws, len(models)))
-    drawn = [np.median(np.concatenate([by_model[models[i]] for i in draw])) for draw in chosen]
-    return _median(list(values.values())), *interval_of(np.array(drawn))
-
-
 def space_rows(study: Study, split: str, kind: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return retrieval and detection of one kind in every space, and the queries that they are the means of."""
     positives = study.labels[kind]
@@ -208,6 +201,7 @@ def space_rows(study: Study, split: str, kind: str) -> tuple[list[dict[str, Any]
     rows, queries = [], []
     if not found[OURS]:  # held out together with every other head of the kind
         return rows, queries
+    detected = _detections(study, spaces, positives) if split == FAMILY else {}
     for name, folds in spaces.items():
         own = found[name]
         row = {"split": split, "kind": kind, "space": name, "queries": len(own)}
@@ -215,11 +209,12 @@ def space_rows(study: Study, split: str, kind: str) -> tuple[list[dict[str, Any]
         told = {what: over_models({q: one[what] for q, one in own.items()}) for what in ("recall", "mrr", "ap")}
         if name != OURS:
             told["gain"] = over_models({q: found[OURS][q]["ap"] - one["ap"] for q, one in own.items()})
-        if split == FAMILY:
-            detected = detection(folds, positives, study.families)
-            told["f1"] = detected.f1(), *detected.interval()
+        if detected:
+            told["f1"] = detected[name].f1(), *detected[name].interval()
+        if detected and name != OURS:
+            told["f1_gain"] = detected[OURS].above(detected[name])
         for what, values in told.items():
-            row |= _named(what, values)
+            row |= named(what, values)
         rows.append(row)
         places = {head: (fold, i) for fold in folds for i, head in enumerate(fold.left_out) if head in own}
         for head, one in own.items():
@@ -227,6 +222,12 @@ def space_rows(study: Study, split: str, kind: str) -> tuple[list[dict[str, Any]
             near = _nearest(*places[head], positives)
             queries.append({"split": split, "kind": kind, "space": name} | head._asdict() | said | {"nearest": near})
     return rows, queries
+
+
+def _detections(
+    study: Study, spaces: Mapping[str, Sequence[Fold]], positives: Collection[HeadId]
+) -> dict[str, Detection]:
+    return {name: detection(folds, positives, study.families) for name, folds in spaces.items()}
 
 
 def _nearest(fold: Fold, i: int, positives: Collection[HeadId]) -> list[dict[str, Any]]:
@@ -237,34 +238,13 @@ def _nearest(fold: Fold, i: int, positives: Collection[HeadId]) -> list[dict[str
     ]
 
 
-def few_rows(study: Study) -> list[dict[str, Any]]:
-    """Return the KL of heads that joined on few texts, and how far it is above that of the most."""
-    rows = [row for part in study.joined[FAMILY] for row in part.few]
-    counts = sorted({row["documents"] for row in rows})
-    told = [row for row in rows if not np.isnan(row["kl"])]
-    kl = {n: {row["head"]: row["kl"] for row in told if row["documents"] == n} for n in counts}
-    position = study.held_out.column(POSITION, "kl")
-    found = []
-    for n in counts:
-        skill = {head: _skill(kl[n][head], position[head]) for head in kl[n] if position[head] > LEAST}
-        row = {"documents": n, "heads": len(kl[n]), "kl": float(np.mean(list(kl[n].values())))}
-        row |= _named("above", _excess(kl[n], kl[counts[-1]]))
-        found.append(row | _named("skill", median_over_models(skill)))
-    return found
-
-
-def _named(what: str, told: Sequence[float]) -> dict[str, float]:
-    return dict(zip((what, f"{what}_low", f"{what}_high"), told, strict=True))
-
-
-def _excess(kl: Mapping[HeadId, float], full: Mapping[HeadId, float]) -> tuple[float, float, float]:
-    """How far the summed KL is above that of the full fit, and the limits when whole models are drawn anew."""
-    models = sorted({head.model for head in kl})
-    sums = np.array([[sum(of[h] for h in of if h.model == model) for model in models] for of in (kl, full)])
-    rng = np.random.Generator(np.random.PCG64(0))
-    counts = rng.multinomial(len(models), np.full(len(models), 1 / len(models)), size=DRAWS)
-    drawn = counts @ sums.T  # (draw, few or full)
-    return float(sums[0].sum() / sums[1].sum() - 1), *interval_of(drawn[:, 0] / drawn[:, 1] - 1)
+def _joined_on_few(study: Study) -> Told:
+    """KL of phase 2, by number of texts."""
+    found: dict[int, dict[HeadId, float]] = {}
+    for part in study.joined[FAMILY]:
+        for row in part.few:
+            found.setdefault(row["documents"], {})[row["head"]] = row["kl"]
+    return {OURS: found}
 
 
 def alike_rows(study: Study, permutations: int = 199) -> list[dict[str, Any]]:
@@ -283,12 +263,12 @@ def alike_rows(study: Study, permutations: int = 199) -> list[dict[str, Any]]:
             {
                 "kind": kind,
                 "pairs": len(pairs),
-                "rho": float(np.nanmean([rsa(rdms[a], rdms[b]) for a, b in pairs])),
+                "rho": _mean([rsa(rdms[a], rdms[b]) for a, b in pairs]),
                 "significant": sum(p <= 0.05 for _, p in tests),
                 "other_pairs": len(mixed),
             }
-            | _named("partial_rho", _over_pairs(pairs, [rho for rho, _ in tests]))
-            | _named("other_rho", _over_pairs(mixed, [rsa(rdms[a], rdms[b], without) for a, b in mixed]))
+            | named("partial_rho", _over_pairs(pairs, [rho for rho, _ in tests]))
+            | named("other_rho", _over_pairs(mixed, [rsa(rdms[a], rdms[b], without) for a, b in mixed]))
         )
     return rows
 
@@ -297,14 +277,19 @@ def _over_pairs(pairs: Sequence[tuple[HeadId, HeadId]], values: Sequence[float])
     """The mean over pairs, and its limits when models are drawn anew: a pair counts as often as both of its models."""
     models = sorted({head.model for pair in pairs for head in pair})
     at = np.array([[models.index(head.model) for head in pair] for pair in pairs])
-    rng = np.random.Generator(np.random.PCG64(0))
-    counts = rng.multinomial(len(models), np.full(len(models), 1 / len(models)), size=DRAWS)
+    counts = drawn_models(len(models))
     weights = (counts[:, at[:, 0]] * counts[:, at[:, 1]]).astype(float)
     known = np.array(values)
     weights[:, np.isnan(known)] = 0
     total = weights.sum(1)
-    drawn = np.divide(weights @ np.nan_to_num(known), total, out=np.full(DRAWS, np.nan), where=total > 0)
-    return float(np.nanmean(known)), *interval_of(drawn)
+    drawn = np.divide(weights @ np.nan_to_num(known), total, out=np.full(len(total), np.nan), where=total > 0)
+    return _mean(values), *interval_of(drawn)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over those that can be told; NaN where none can, as on very few texts."""
+    told = [value for value in values if not np.isnan(value)]
+    return float(np.mean(told)) if told else np.nan
 
 
 def _clusters(study: Study) -> dict[str, Any]:

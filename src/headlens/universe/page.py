@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from headlens.universe.measured import FAMILY, HELD_OUT, OURS, REPEATS
-from headlens.universe.tables import LEAST, UniverseStudy
+from headlens.universe.tables import LEAST, LEFT_BY, UniverseStudy
 
 
 def page(study: UniverseStudy) -> str:
@@ -22,7 +22,7 @@ def page(study: UniverseStudy) -> str:
             f"## Does like find like? `{kind}`, {split}\n\n{space_table(_rows(spaces, kind=kind, split=split))}"
             for kind, split in sorted(asked, key=lambda pair: pair[1] != FAMILY)
         ),
-        f"## Heads that join, on few texts\n\n{few_table(study)}",
+        f"## Heads that join, on few texts\n\n{few_table(study)}\n\n{few_text(study)}",
         f"## Outliers\n\n{outlier_table(study)}",
         f"## Dissimilarity over texts\n\n{alike_text(study)}",
     ]
@@ -51,11 +51,11 @@ def space_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
             row["space"], row["queries"], *(_limits(row, what, signed=False) for what in ("recall", "mrr", "ap")),
-            _limits(row, "gain"), _limits(row, "f1", signed=False),
+            _limits(row, "gain"), _limits(row, "f1", signed=False), _limits(row, "f1_gain"),
         ]
         for row in rows
     ]  # fmt: skip
-    headings = ["space", "queries", "recall@R", "MRR", "AP", f"AP of {OURS} above it", "F1"]
+    headings = ["space", "queries", "recall@R", "MRR", "AP", f"AP of {OURS} above it", "F1", f"F1 of {OURS} above it"]
     return f"{table(headings, cells)}\n\nChance (prevalence): {rows[0]['prevalence']:.3f}."
 
 
@@ -72,9 +72,27 @@ def few_table(study: UniverseStudy) -> str:
     """Return the KL of heads that joined on few texts, and how far it is above that of the most."""
     cells = [
         [row["documents"], f"{row['kl']:.3f}", _limits(row, "above"), _limits(row, "skill")]
-        for row in study["few"].to_pylist()
+        for row in _rows(study["few"].to_pylist(), method=OURS)
     ]
     return table(["texts", "mean KL, nats a row", "share above the most texts", "median skill"], cells)
+
+
+def few_text(study: UniverseStudy) -> str:
+    """Return what is told without a decoder, fitted on the same few texts, and how much phase 2 is ahead of it."""
+    rows = study["few"].to_pylist()
+    of = {(row["method"], row["documents"]): row for row in rows}
+    counts = sorted({row["documents"] for row in rows})
+    shown = [f"{n} texts" if n > 1 else "1 text" for n in counts]
+    most = {method: of[method, counts[-1]]["kl"] for method in dict.fromkeys(row["method"] for row in rows)}
+    methods = sorted(most, key=most.__getitem__)
+    kls = [[name, *(f"{of[name, n]['kl']:.3f}; {_limits(of[name, n], 'skill')}" for n in counts)] for name in methods]
+    gaps = [[name, *(_limits(of[name, n], "gap") for n in counts)] for name in methods if name != OURS]
+    return (
+        "Beside what is fitted on the same texts of the same heads without a decoder, in as many steps as on all texts "
+        f"(the nearest head is chosen by them). Mean KL; median skill.\n\n{table(['method', *shown], kls)}\n\n"
+        f"KL of {OURS} minus theirs, of the same heads: below 0, {OURS} tells more.\n\n"
+        f"{table([f'{OURS} minus', *shown], gaps)}"
+    )
 
 
 def outlier_table(study: UniverseStudy, most: int = 12) -> str:
@@ -87,13 +105,20 @@ def outlier_table(study: UniverseStudy, most: int = 12) -> str:
             f"{row['model']} L{row['layer']}H{row['head']}",
             f"{row['unclonable']:.2f} [{1 - row['clone_skill_high']:.2f}, {1 - row['clone_skill_low']:.2f}] "
             f"(q {row['unclonable_q']:.3f})",
+            *(f"{row[column]:.2f}" for column in LEFT_BY),
             f"{row['uncompressible']:.2f} (q {row['uncompressible_q']:.3f})",
             ", ".join(name for name in ("unclonable", "uncompressible") if row[f"is_{name}"]),
         ]
         for row in shown
     ]  # fmt: skip
-    head = f"{len(flagged)} of {len(rows)} heads are flagged at 5 % false discoveries."
-    return f"{head}\n\n{table(['head', '1 - skill of phase 1 [95 % over texts]', 'lost by phase 2', 'flagged'], cells)}"
+    told = sum(min(row[column] for column in LEFT_BY) < row["unclonable"] for row in rows)
+    said = (
+        f"{len(flagged)} of {len(rows)} heads are flagged at 5 % false discoveries. Beside what phase 1 leaves of a "
+        "head stands what baselines leave of it (1 - skill): where one of these leaves less, the head can be told and "
+        f"its clone missed it ({told} of {len(rows)}); where all leave more, nothing here tells it better."
+    )
+    headings = ["head", "1 - skill of phase 1 [95 % over texts]", *LEFT_BY.values(), "lost by phase 2", "flagged"]
+    return f"{said}\n\n{table(headings, cells)}"
 
 
 def alike_text(study: UniverseStudy) -> str:

@@ -93,9 +93,27 @@ def over_models(values: Mapping[HeadId, float], *, seed: int = 0, draws: int = D
     mean = float(sums.sum() / sizes.sum())
     if len(models) < 2:
         return mean, np.nan, np.nan
-    rng = np.random.Generator(np.random.PCG64(seed))
-    counts = rng.multinomial(len(models), np.full(len(models), 1 / len(models)), size=draws)
+    counts = drawn_models(len(models), seed=seed, draws=draws)
     return mean, *interval_of((counts @ sums) / (counts @ sizes))
+
+
+def median_over_models(values: Mapping[HeadId, float], draws: int = 500) -> tuple[float, float, float]:
+    """Return the median over heads, and the limits of 95 % when whole models are drawn anew."""
+    by_model: dict[str, list[float]] = {}
+    for head, value in values.items():
+        by_model.setdefault(head.model, []).append(value)
+    models = sorted(by_model)
+    if not models:
+        return np.nan, np.nan, np.nan
+    rng = np.random.Generator(np.random.PCG64(0))
+    chosen = rng.integers(len(models), size=(draws, len(models)))
+    drawn = [np.median(np.concatenate([by_model[models[i]] for i in draw])) for draw in chosen]
+    return float(np.median(list(values.values()))), *interval_of(np.array(drawn))
+
+
+def drawn_models(n: int, *, seed: int = 0, draws: int = DRAWS) -> Int[np.ndarray, "draw model"]:
+    """Return how often each draw takes each of `n` models: the same draws for whatever is compared on them."""
+    return np.random.Generator(np.random.PCG64(seed)).multinomial(n, np.full(n, 1 / n), size=draws)
 
 
 @dataclass(frozen=True)
@@ -112,9 +130,24 @@ class Detection:
 
     def interval(self, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
         """The limits of 95 % when whole models are drawn anew."""
+        return interval_of(self._drawn(seed, draws))
+
+    def above(self, other: "Detection", *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float, float]:
+        """Return how far F1 is above that of another test of the same heads, and the limits of 95 %: paired draws.
+
+        Raises
+        ------
+        DataError
+            If they are not of the same heads and kind.
+        """
+        if self.scores.keys() != other.scores.keys() or self.positives != other.positives:
+            raise DataError("Two tests are compared on the heads of one kind: give both the same folds and positives.")
+        return self.f1() - other.f1(), *interval_of(self._drawn(seed, draws) - other._drawn(seed, draws))
+
+    def _drawn(self, seed: int, draws: int) -> Float[np.ndarray, " draw"]:
+        """F1 of whole models drawn anew."""
         counts = self._counts()
-        rng = np.random.Generator(np.random.PCG64(seed))
-        return interval_of(_f1(counts[rng.integers(len(counts), size=(draws, len(counts)))].sum(1)))
+        return _f1(drawn_models(len(counts), seed=seed, draws=draws) @ counts)
 
     def _counts(self) -> Int[np.ndarray, "model 3"]:
         """How many heads of each model are called, are of the kind, and both."""

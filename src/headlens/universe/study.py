@@ -12,7 +12,7 @@ Axes: as in batches.py and retrieval.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from headlens.universe.features import Alignment, Features, fit_features
 from headlens.universe.patterns import Patterns, record_patterns, split_texts
 from headlens.universe.retrieval import Fold
 
-CLONE, SYMBOLIC = "clone", "symbolic"
+OURS, CLONE, SYMBOLIC = "phase 2", "clone", "symbolic"
 BASIS_TEXTS = 300
 """Texts that the features' basis is fitted on; of more it changes little."""
 WHOLE = 24
@@ -129,29 +129,54 @@ def clone_study(
     """Return clones of all heads, and how they and the baselines do on held-out texts, and on those of another kind."""
     training = training or Training()
     features, groups = recorded.features, grouped(recorded.train)
-    quick = Training(epochs=max(1, training.epochs // 2), rate=0.02, decay=0.0, seed=training.seed)
-    fitted: dict[str, list[Clones]] = {CLONE: [], POSITION: [], SYMBOLIC: []}
-    for group in groups:
-        fitted[CLONE].append(fit_clones(group, features, rank=rank, training=training, progress=progress))
-        fitted[POSITION].append(fit_clones(group, features, rank=0, training=quick))
-        fitted[SYMBOLIC].append(fit_clones(group, features, rank=0, symbols=True, training=quick))
-    every = joined(fitted[CLONE])
+    fitted = [fits_of(group, features, rank=rank, training=training, progress=progress) for group in groups]
+    every = joined([own[CLONE] for own in fitted])
     held_out, other = [], []
-    for i, group in enumerate(groups):
-        own = {name: parts[i].log_patterns for name, parts in fitted.items()}
-        chosen, _ = baselines.nearest(group, features, every, recorded.families)
-        methods = own | {
-            "uniform": baselines.uniform,
-            "sink": baselines.sink(group, features),
-            "mean pattern": baselines.mean_pattern(group, features),
-            "nearest head": chosen,
-            "shuffled texts": baselines.shuffled(fitted[CLONE][i]),
-            "sentence MLP": baselines.sentence_mlp(group, features),
-        }
+    for group, own in zip(groups, fitted, strict=True):
+        methods = methods_of(group, features, own, every, recorded.families)
+        methods["sentence MLP"] = baselines.sentence_mlp(group, features)
         held_out += reconstruction_rows(same_models(recorded.test, group), features, methods)
         other += reconstruction_rows(same_models(recorded.other, group), features, methods)
     provenance = provenance_of(recorded, training.seed, rank=rank, epochs=training.epochs)
     return every, reconstruction(held_out, provenance), reconstruction(other, provenance)
+
+
+def fits_of(
+    group: Group, features: Features, *, rank: int, training: Training, progress: Progress | None = None
+) -> dict[str, Clones]:
+    """Return clones of all heads of a group, and the fits of less than a text: position alone, and with symbols."""
+    quick = Training(epochs=max(1, training.epochs // 2), rate=0.02, decay=0.0, seed=training.seed)
+    return {
+        CLONE: fit_clones(group, features, rank=rank, training=training, progress=progress),
+        POSITION: fit_clones(group, features, rank=0, training=quick),
+        SYMBOLIC: fit_clones(group, features, rank=0, symbols=True, training=quick),
+    }
+
+
+def methods_of(
+    group: Group,
+    features: Features,
+    fitted: Mapping[str, Clones],
+    every: Clones,
+    families: Mapping[str, str],
+    *,
+    shards: int = 2,
+) -> dict[str, baselines.Predictor]:
+    """Return clones and baselines of a group's heads, by name.
+
+    Parameters
+    ----------
+    every
+        Clones that the nearest head is chosen from, by the first `shards` shards of the group.
+    """
+    chosen, _ = baselines.nearest(group, features, every, families, shards=shards)
+    return {name: own.log_patterns for name, own in fitted.items()} | {
+        "uniform": baselines.uniform,
+        "sink": baselines.sink(group, features),
+        "mean pattern": baselines.mean_pattern(group, features),
+        "nearest head": chosen,
+        "shuffled texts": baselines.shuffled(fitted[CLONE]),
+    }
 
 
 def provenance_of(recorded: Recorded, seed: int, **options: Any) -> Provenance:
@@ -163,9 +188,15 @@ def provenance_of(recorded: Recorded, seed: int, **options: Any) -> Provenance:
 
 
 def same_models(patterns: Sequence[Patterns], group: Group) -> Group:
-    """Return the same models and heads, in the same order, on other texts."""
+    """Return the same models and heads, in the same order, on other texts, and on all of them."""
     named = {member.model: member for member in patterns}
-    return replace(group, members=tuple(named[model] for model in group.models))
+    return Group(tuple(named[model] for model in group.models), group.chosen)
+
+
+def counts_of(recorded: Recorded, few: Sequence[int] = FEW) -> list[int]:
+    """Return the numbers of texts that heads join on, of which there may be fewer."""
+    there = int(recorded.train[0].manifest["documents"])
+    return sorted({min(n, there) for n in few})
 
 
 @dataclass(frozen=True)
@@ -256,8 +287,7 @@ def _joined(
             progress(f"{said}: {name}", done, total)
 
     decoder, embedded = fit_decoder(others, features, shape=shape, training=training, progress=told)
-    there = int(recorded.train[0].manifest["documents"])
-    counts = sorted({min(n, there) for n in few or FEW[-1:]})
+    counts = counts_of(recorded, few or FEW[-1:])
     joining = {"known": embedded, "own": shape.own, "seed": training.seed}
     joins = {n: fit_embeddings(decoder, mine, features, documents=n, **joining) for n in counts}
     new = joins[counts[-1]]

@@ -1,14 +1,17 @@
 """A study's answers as tables: what `headlens universe eval --save FOLDER` keeps, and pages are made of.
 
 heads     a row a head: family, kinds (labels of the atlas, all that it is of), KL of position only, of phase 1 and of
-          phase 2 (`joined_kl`, its family left out), skills, both outlier scores with q and whether they are flagged
+          phase 2 (`joined_kl`, its family left out), skills, both outlier scores with q and whether they are flagged;
+          and `left_by_*`, what baselines leave of it on the same texts (1 - skill; that of phase 1 is `unclonable`)
 methods   a row a method and kind of text (`held out`, `repeats`): medians over heads whose position-only KL exceeds
           `LEAST`, the skill with 95 % over models
 spaces    a row a split, kind and space: recall, MRR, AP and F1 with 95 % over models; `gain` is the AP of phase 2 above
-          this space's, None for phase 2 itself
+          this space's, `f1_gain` its F1 above this one's, paired by head and by draw; None for phase 2 itself
 queries   a row a split, kind, space and query head: its measures, and `nearest`: the first `SHOWN` heads of other
           families, the nearest first, each with its distance and whether it is of the kind
-few       a row a number of texts: heads that joined on that many, and what they lose against the most
+few       a row a number of texts and method: phase 2, of heads that joined on that many, and what has been fitted on
+          the same ones without a decoder. `above`: its KL above that on the most; `gap`: the KL of phase 2 minus its
+          own, None for phase 2 itself; skill is relative to the position-only fit of all texts
 alike     a row a kind: how alike dissimilarities over texts are in pairs of such heads, and in other pairs
 facts     one row: texts, decoders, clusters
 
@@ -18,8 +21,9 @@ others of its family; F1 is not asked there).
 Axes: none. Unit: nats a row for every KL.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +34,13 @@ from headlens._result import Provenance, Result
 LEAST = 0.1
 """Position-only KL below which there is nothing to tell."""
 SHOWN = 24
+LEFT_BY = {
+    "left_by_mean_pattern": "mean pattern",
+    "left_by_symbolic": "symbolic",
+    "left_by_nearest_head": "nearest head",
+    "left_by_shuffled_texts": "shuffled texts",
+}
+"""Columns of heads: what a baseline leaves."""
 _HEAD = [("model", pa.string()), ("layer", pa.int32()), ("head", pa.int32())]
 
 
@@ -41,13 +52,18 @@ def _with_limits(*names: str) -> list[tuple[str, pa.DataType]]:
     return _numbers(*(column for name in names for column in (name, f"{name}_low", f"{name}_high")))
 
 
+def named(what: str, told: Sequence[float]) -> dict[str, float]:
+    """Return a value and its limits as the columns that hold them."""
+    return dict(zip((what, f"{what}_low", f"{what}_high"), told, strict=True))
+
+
 _NEAR = pa.list_(pa.struct([*_HEAD, ("distance", pa.float64()), ("relevant", pa.bool_())]))
 SCHEMAS = {
     "heads": pa.schema(
         [
             *_HEAD, ("family", pa.string()), ("kinds", pa.list_(pa.string())),
             *_numbers("position_kl", "clone_kl", "joined_kl"), *_with_limits("clone_skill"), *_numbers("joined_skill"),
-            *_numbers("unclonable", "unclonable_q"), ("is_unclonable", pa.bool_()),
+            *_numbers(*LEFT_BY), *_numbers("unclonable", "unclonable_q"), ("is_unclonable", pa.bool_()),
             *_numbers("uncompressible", "uncompressible_q"), ("is_uncompressible", pa.bool_()),
         ]
     ),
@@ -57,7 +73,7 @@ SCHEMAS = {
     "spaces": pa.schema(
         [
             ("split", pa.string()), ("kind", pa.string()), ("space", pa.string()), ("queries", pa.int32()),
-            *_numbers("prevalence"), *_with_limits("recall", "mrr", "ap", "gain", "f1"),
+            *_numbers("prevalence"), *_with_limits("recall", "mrr", "ap", "gain", "f1", "f1_gain"),
         ]
     ),
     "queries": pa.schema(
@@ -67,7 +83,10 @@ SCHEMAS = {
         ]
     ),
     "few": pa.schema(
-        [("documents", pa.int32()), ("heads", pa.int32()), *_numbers("kl"), *_with_limits("above", "skill")]
+        [
+            ("method", pa.string()), ("documents", pa.int32()), ("heads", pa.int32()), *_numbers("kl"),
+            *_with_limits("above", "skill", "gap"),
+        ]
     ),
     "alike": pa.schema(
         [
@@ -82,6 +101,8 @@ SCHEMAS = {
 @dataclass(frozen=True)
 class UniverseStudy(Result):
     """What a study of the universe of heads measured."""
+
+    format: ClassVar[int] = 2  # 1 knew neither paired F1 nor baselines of few texts and of outliers
 
     tables: Mapping[str, pa.Table]
     """By name, with the columns of `SCHEMAS`."""

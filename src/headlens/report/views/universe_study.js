@@ -55,22 +55,23 @@ function shareCell([value, low, high], prevalence) {
 /** What each space finds of one kind; the first column chooses whose ranking is shown. */
 function spacesTable(rows, chosen, choose) {
   const tested = rows.some(({ f1 }) => f1[0] !== null);
-  const columns = [["kind", "Space"], ["bar", "Recall at R"], ["bar", "MRR"], ["bar", "AP"], ["null", "Gain"], ...(tested ? [["bar", "F1"]] : []), ["n", "Queries"]];
+  const columns = [["kind", "Space"], ["bar", "Recall at R"], ["bar", "MRR"], ["bar", "AP"], ["null", "Gain"], ...(tested ? [["bar", "F1"], ["null", "F1 gain"]] : []), ["n", "Queries"]];
+  const ahead = (gain) => (gain[0] === null ? "" : Object.assign(make("span", gain[1] > 0 ? "sure" : "", signed(gain[0])), { title: span(gain) }));
   const cells = rows.map((row) => {
     const button = filled("button", "choice", row.space === OURS ? "the universe" : row.space);
     button.type = "button";
     button.title = SPACES[row.space] ?? "";
     button.setAttribute("aria-pressed", String(row.space === chosen));
     button.addEventListener("click", () => choose(row.space));
-    const gain = row.gain[0] === null ? "" : Object.assign(make("span", row.gain[1] > 0 ? "sure" : "", signed(row.gain[0])), { title: span(row.gain) });
-    return [button, shareCell(row.recall, row.prevalence), shareCell(row.mrr, null), shareCell(row.ap, row.prevalence), gain, ...(tested ? [shareCell(row.f1, null)] : []), counted(row.queries)];
+    const f1 = tested ? [shareCell(row.f1, null), ahead(row.f1_gain)] : [];
+    return [button, shareCell(row.recall, row.prevalence), shareCell(row.mrr, null), shareCell(row.ap, row.prevalence), ahead(row.gain), ...f1, counted(row.queries)];
   });
   return filled("div", "scroller", tableOf("scores spaces", columns, cells, (i) => (rows[i].space === OURS ? "labelled" : "")));
 }
 
 const RETRIEVAL = "Each head of the kind is a query; candidates are all heads of other families, nearest first. Recall at R: of the R that are of " +
   "the kind, found among the first R. MRR: 1 / place of the first. AP: mean precision where each is found. F1: a linear test whose threshold comes " +
-  "from other families. Bars: 95 % intervals over models; tick: chance. Gain: the universe's AP above this one's, bold where its interval is above 0.";
+  "from other families. Bars: 95 % intervals over models; tick: chance. Gain: the universe's AP, or F1, above this one's, bold where its interval is above 0.";
 
 // --- One query --------------------------------------------------------------------------------------------
 
@@ -160,7 +161,8 @@ function retrievalPart(universe, study, heads, select) {
 const rate = (q) => (q === null ? "" : q < 0.001 ? "< .001" : q.toFixed(3).replace(/^0/, ""));
 
 function outlierTable(study, heads, rows, select) {
-  const columns = [["kind", "Head"], ["null", "KL of position only"], ["bar", "Unclonable"], ["q", "q"], ["bar", "Uncompressible"], ["q", "q"], ["level", "Flagged"]];
+  const columns = [["kind", "Head"], ["null", "KL of position only"], ["bar", "Unclonable"], ["q", "q"], ["bar", "Uncompressible"], ["q", "q"], ["level", "Flagged"],
+    ...study.less.map((method) => ["null", `Left by ${method}`])];
   const scales = [2, 5].map((c) => scaleOf(study.outliers.map((row) => row[c] ?? 0)));
   const bar = (value, which) => {
     if (value === null) return "";
@@ -168,20 +170,21 @@ function outlierTable(study, heads, rows, select) {
     const ends = scaled(intervalBar({ score: value, low: null, high: null }, scales[which], [{ value: middle, title: `median ${shown(middle, 2)}` }]), scales[which].start, scales[which].end);
     return filled("span", "measured", ends, make("span", "number", shown(value, 2)));
   };
-  const cells = rows.map(([i, kl, unclonable, u, first, uncompressible, c, second]) => {
+  const cells = rows.map(([i, kl, unclonable, u, first, uncompressible, c, second, left]) => {
     const head = heads[i];
     const button = filled("button", "choice", make("b", "", nameOf(head)), make("span", "faint", ` ${head.model}`));
     button.type = "button";
     button.addEventListener("click", () => select(head));
     const flags = [first ? "unclonable" : "", second ? "uncompressible" : ""].filter(Boolean).map((name) => make("span", "level high", name));
-    return [button, shown(kl, 2), bar(unclonable, 0), rate(u), bar(uncompressible, 1), rate(c), filled("span", "flags", ...flags)];
+    return [button, shown(kl, 2), bar(unclonable, 0), rate(u), bar(uncompressible, 1), rate(c), filled("span", "flags", ...flags), ...left.map((x) => shown(x, 2))];
   });
   return tableOf("scores outliers", columns, cells);
 }
 
 const OUTLIERS = "Unclonable: share of what position leaves open that a map for this one head misses; what it looks for is not in the encoder's " +
   "states. Uncompressible: share that is lost where the head is few numbers and its family is new. Tick: median over heads; q: false-discovery rate " +
-  "of so large a value. Heads that position tells already are not judged.";
+  "of so large a value. Left by: the share that what knows less misses of the same head; where that is less than its clone misses, the clone is " +
+  "at fault. Heads that position tells already are not judged.";
 
 function outlierPart(study, heads, select) {
   const heading = make("h2", "", "Which heads do not fit in?");
@@ -229,11 +232,12 @@ function methodsPart(study) {
 
 function fewPart({ few }) {
   if (few.length === 0) return [];
-  const columns = [["kind", "Texts"], ["null", "KL, nats a row"], ["null", "Above the most texts"], ["null", "Skill"], ["n", "Heads"]];
+  const columns = [["kind", "Texts"], ["kind", "Method"], ["null", "KL, nats a row"], ["null", "Phase 2 minus it"], ["null", "Above the most texts"], ["null", "Skill"], ["n", "Heads"]];
   const percent = (x) => (x === null ? "" : `${x > 0 ? "+" : ""}${shown(100 * x, 1)} %`);
   const limits = (values, say) => Object.assign(make("span", "", say(values[0])), { title: values[1] === null ? "" : `${say(values[1])} to ${say(values[2])}` });
-  const cells = few.map((row) => [counted(row.documents), shown(row.kl, 3), limits(row.above, percent), limits(row.skill, signed), counted(row.heads)]);
-  return [filled("details", "", make("summary", "", "Heads that join on few texts"), filled("div", "scroller", tableOf("scores few", columns, cells)))];
+  const cells = few.map((row) => [counted(row.documents), row.method, shown(row.kl, 3), limits(row.gap, signed), limits(row.above, percent), limits(row.skill, signed), counted(row.heads)]);
+  return [filled("details", "", make("summary", "", "Heads that join on few texts"), filled("div", "scroller", tableOf("scores few", columns, cells, (i) => (few[i].method === OURS ? "labelled" : ""))),
+    make("p", "faint caption", "Phase 2: heads that join on so many texts. The others are fitted on the same texts, without a decoder."))];
 }
 
 // --- The view ---------------------------------------------------------------------------------------------
