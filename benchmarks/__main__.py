@@ -22,7 +22,8 @@ all patterns, takes diagonals and masks head by head, and computes no logits. Me
 the loaded model, from torch's record of allocations. TransformerLens stands in its own environment, beside the
 same torch. Probes: the plain implementation is autograd and AdamW on padded float32, started alike; losses are compared
 after 1 and 10 steps. Stores hold random float16 rows; a sweep surveys them, makes 16 steps, judges and reads out.
-Pairs of features: both sides start from the same activations, vectors and projections, all random.
+Pairs of features: both sides start from the same activations, vectors and projections, all random; once more in a
+process that keeps the memory it frees, since the system may take longer to hand it out than all arithmetic takes.
 """
 
 
