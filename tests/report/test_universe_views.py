@@ -8,11 +8,13 @@ from playwright.sync_api import expect
 
 from headlens.report import write_report
 from headlens.report.payload import traits
+from headlens.universe.tables import LEFT_BY
 from tests.report.shown_universe import INDUCTION, TEXTS, heads_of, make_study, make_texts, make_universe
 
 pytestmark = pytest.mark.browser
 HEADS = heads_of()
 BOS = "<s>"
+MINUS = "\N{MINUS SIGN}"
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +226,32 @@ def test_heads_of_the_study_are_chosen_on_the_map(page):
 def test_outliers_are_flagged_and_all_can_be_asked_for(page):
     assert "1 head is flagged at 5 % false discoveries, of 13 heads judged." in page.text_content(".universe-study")
     found = cells(page, "outliers")
-    assert len(found) == 12 and found[0][6] == "unclonable" and found[1][6] == ""
+    assert len(found) == 12 and found[0][7] == "unclonable" and found[1][7] == ""
+    assert found[0][6] == f"1.15 {next(iter(LEFT_BY.values()))}", "of the baselines, the one that leaves least"
+    told = page.locator(".outliers .least [title]").first.get_attribute("title")
+    assert [part.rsplit(" ", 1)[1] for part in told.split(", ")] == ["1.15", "1.25", "1.35", "1.45"]
     assert found[0][3] == "< .001" and found[0][0] == f"L{HEADS[15].layer}H{HEADS[15].head} {HEADS[15].model}"
     page.locator(".study-part .release").click()
     assert len(cells(page, "outliers")) == 13
     assert [row[0] for row in cells(page, "methods")] == ["clone: one map a head", "uniform"]
+
+
+def test_few_texts_are_told_method_by_method(open_page, tmp_path):
+    kl = {("phase 2", 1): 0.9, ("phase 2", 16): 0.7, ("clone", 1): 0.8, ("clone", 16): None}
+    few = [
+        {"method": m, "documents": n, "heads": 1600, "kl": 0.5, "above": 0.1, "skill": skill, "skill_low": 0.1,
+         "skill_high": 0.2, "gap": None if m == "phase 2" else -0.25, "gap_low": -0.5, "gap_high": -0.125}
+        for (m, n), skill in kl.items()
+    ]  # fmt: skip
+    page = open_page(write_report([make_study(few=few)], tmp_path / "f.html"))
+    assert page.locator(".few thead td").all_text_contents() == ["Method", "1 text", "16 texts"]
+    assert cells(page, "few") == [["phase 2, family left out", "+0.90", "+0.70"], ["clone", "+0.80", ""]]
+    assert page.locator(".few .sure").all_text_contents() == ["+0.90", "+0.70"], "the best of so many texts"
+    said = page.locator(".few tbody tr").nth(1).locator("[title]").first.get_attribute("title")
+    assert (
+        said
+        == f"skill 0.10 to 0.20; KL 0.500 nats a row; phase 2 {MINUS}0.25 nats ({MINUS}0.50 to {MINUS}0.13); 1,600 heads"
+    )
 
 
 def test_what_is_missing_is_said(open_page, tmp_path):

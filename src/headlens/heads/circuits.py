@@ -177,15 +177,15 @@ def successor(
 ) -> Measured:
     """Measure how often a member of an ordered class lifts the next member above all others of its class.
 
+    A sample is one member that has a successor, class after class; own and null are 0 or 1. Null: the successors of the
+    class dealt out at random among its members.
+
     Parameters
     ----------
     classes
         Token ids of each class, in order.
     cyclic
         Of each class, whether its first member follows its last (days, not numbers).
-
-    A sample is one member that has a successor, class after class; own and null are 0 or 1. Null: the successors of the
-    class dealt out at random among its members.
 
     Raises
     ------

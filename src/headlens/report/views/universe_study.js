@@ -161,8 +161,7 @@ function retrievalPart(universe, study, heads, select) {
 const rate = (q) => (q === null ? "" : q < 0.001 ? "< .001" : q.toFixed(3).replace(/^0/, ""));
 
 function outlierTable(study, heads, rows, select) {
-  const columns = [["kind", "Head"], ["null", "KL of position only"], ["bar", "Unclonable"], ["q", "q"], ["bar", "Uncompressible"], ["q", "q"], ["level", "Flagged"],
-    ...study.less.map((method) => ["null", `Left by ${method}`])];
+  const columns = [["kind", "Head"], ["null", "KL of position only"], ["bar", "Unclonable"], ["q", "q"], ["bar", "Uncompressible"], ["q", "q"], ["least", "Best of what knows less"], ["level", "Flagged"]];
   const scales = [2, 5].map((c) => scaleOf(study.outliers.map((row) => row[c] ?? 0)));
   const bar = (value, which) => {
     if (value === null) return "";
@@ -170,21 +169,28 @@ function outlierTable(study, heads, rows, select) {
     const ends = scaled(intervalBar({ score: value, low: null, high: null }, scales[which], [{ value: middle, title: `median ${shown(middle, 2)}` }]), scales[which].start, scales[which].end);
     return filled("span", "measured", ends, make("span", "number", shown(value, 2)));
   };
+  const least = (left) => {
+    const order = study.less.map((method, m) => [left[m], method]).sort(([a], [b]) => a - b);
+    const [value, method] = order[0];
+    return Object.assign(filled("span", "", make("span", "number", shown(value, 2)), make("span", "faint", ` ${method}`)), {
+      title: order.map(([each, name]) => `${name} ${shown(each, 2)}`).join(", "),
+    });
+  };
   const cells = rows.map(([i, kl, unclonable, u, first, uncompressible, c, second, left]) => {
     const head = heads[i];
     const button = filled("button", "choice", make("b", "", nameOf(head)), make("span", "faint", ` ${head.model}`));
     button.type = "button";
     button.addEventListener("click", () => select(head));
     const flags = [first ? "unclonable" : "", second ? "uncompressible" : ""].filter(Boolean).map((name) => make("span", "level high", name));
-    return [button, shown(kl, 2), bar(unclonable, 0), rate(u), bar(uncompressible, 1), rate(c), filled("span", "flags", ...flags), ...left.map((x) => shown(x, 2))];
+    return [button, shown(kl, 2), bar(unclonable, 0), rate(u), bar(uncompressible, 1), rate(c), least(left), filled("span", "flags", ...flags)];
   });
   return tableOf("scores outliers", columns, cells);
 }
 
 const OUTLIERS = "Unclonable: share of what position leaves open that a map for this one head misses; what it looks for is not in the encoder's " +
   "states. Uncompressible: share that is lost where the head is few numbers and its family is new. Tick: median over heads; q: false-discovery rate " +
-  "of so large a value. Left by: the share that what knows less misses of the same head; where that is less than its clone misses, the clone is " +
-  "at fault. Heads that position tells already are not judged.";
+  "of so large a value. Best of what knows less: the smallest share that mean patterns, symbols, another head's clone or a clone shown another " +
+  "text miss of the same head; where that is less than its own clone misses, the clone is at fault. Heads that position tells already are not judged.";
 
 function outlierPart(study, heads, select) {
   const heading = make("h2", "", "Which heads do not fit in?");
@@ -230,14 +236,23 @@ function methodsPart(study) {
   return [make("h2", "", "How well are patterns told?"), ...picker, stage, make("p", "faint caption", about), ...fewPart(study)];
 }
 
+/** Skill by method and number of texts; the rest is told on hover. */
 function fewPart({ few }) {
   if (few.length === 0) return [];
-  const columns = [["kind", "Texts"], ["kind", "Method"], ["null", "KL, nats a row"], ["null", "Phase 2 minus it"], ["null", "Above the most texts"], ["null", "Skill"], ["n", "Heads"]];
-  const percent = (x) => (x === null ? "" : `${x > 0 ? "+" : ""}${shown(100 * x, 1)} %`);
-  const limits = (values, say) => Object.assign(make("span", "", say(values[0])), { title: values[1] === null ? "" : `${say(values[1])} to ${say(values[2])}` });
-  const cells = few.map((row) => [counted(row.documents), row.method, shown(row.kl, 3), limits(row.gap, signed), limits(row.above, percent), limits(row.skill, signed), counted(row.heads)]);
-  return [filled("details", "", make("summary", "", "Heads that join on few texts"), filled("div", "scroller", tableOf("scores few", columns, cells, (i) => (few[i].method === OURS ? "labelled" : ""))),
-    make("p", "faint caption", "Phase 2: heads that join on so many texts. The others are fitted on the same texts, without a decoder."))];
+  const [counts, methods] = ["documents", "method"].map((name) => [...new Set(few.map((row) => row[name]))]);
+  const best = new Map(counts.map((n) => [n, Math.max(...few.filter((row) => row.documents === n).map((row) => row.skill[0] ?? -Infinity))]));
+  const columns = [["kind", "Method"], ...counts.map((n) => ["null", `${counted(n)} text${n === 1 ? "" : "s"}`])];
+  const cells = methods.map((method) => [method === OURS ? "phase 2, family left out" : method, ...counts.map((n) => {
+    const row = few.find((one) => one.method === method && one.documents === n);
+    if (!row) return "";
+    const gap = row.gap[0] === null ? [] : [`phase 2 ${signed(row.gap[0])} nats (${span(row.gap)})`];
+    const cell = make("span", row.skill[0] === best.get(n) ? "sure" : "", signed(row.skill[0]));
+    return Object.assign(cell, { title: [`skill ${span(row.skill)}`, `KL ${shown(row.kl, 3)} nats a row`, ...gap, `${counted(row.heads)} heads`].join("; ") });
+  })]);
+  const table = tableOf("scores few", columns, cells, (i) => (methods[i] === OURS ? "labelled" : ""));
+  const caption = "Median skill of what is fitted on so many texts of a head, bold where it is the best. Phase 2: heads that join a decoder of other " +
+    "families; all others need none. Hover for intervals, KL, and how much more phase 2 misses of the same heads.";
+  return [filled("details", "", make("summary", "", "Heads that join on few texts"), filled("div", "scroller", table), make("p", "faint caption", caption))];
 }
 
 // --- The view ---------------------------------------------------------------------------------------------
