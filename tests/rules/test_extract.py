@@ -198,9 +198,13 @@ def test_weighted_figures_are_those_of_copies():
 def test_the_threshold_has_the_best_f1():
     rng = np.random.default_rng(1)
     pre, said = rng.normal(size=60), rng.normal(size=60).round(1)
-    examples = examples_of(pre, np.maximum(pre, 0), np.ones(60))
-    best = metrics.f1_score(pre > 0, said > best_threshold(said, examples))
-    assert best == pytest.approx(max(metrics.f1_score(pre > 0, said > t) for t in np.append(said - 1e-6, said)))
+    weight = rng.exponential(size=60) * np.where(pre > 0, 0.1, 3)
+    for weights in (np.ones(60), weight):
+        threshold = best_threshold(said, examples_of(pre, np.maximum(pre, 0), weights))
+        best, *every = (
+            metrics.f1_score(pre > 0, said > t, sample_weight=weights) for t in (threshold, *said, *(said - 1e-6))
+        )
+        assert best == pytest.approx(max(every))
 
 
 def test_intervals_are_over_texts_and_narrow_with_their_number():

@@ -75,17 +75,16 @@ class FoundCount:
     def confirmed(self) -> bool:
         """Whether it holds; see the module."""
         told = [(m, n) for m, n in sorted(self.passes.items()) if m > 0 or self.count.suppress is None]
-        real = [(m, n) for m, n in told if np.isfinite(n)]
-        if not real or self.contexts < 3:
+        if not told or self.contexts < 3:
             return False
-        first_m, first_n = real[0]
+        first_m, first_n = told[0]
         wanted = self.count.ratio * max(first_m, 1)
         near = wanted / NEAR <= first_n <= wanted * NEAR + 1  # n is a whole number
         if self.count.suppress is None:
             return near and first_n > 1
         rises = all(a <= b for (_, a), (_, b) in pairwise(told))
         without = self.passes.get(0, np.inf)
-        return near and rises and first_n > max(without, 1) and len(told) > 0
+        return near and rises and first_n > max(without, 1)
 
     def to_row(self) -> dict:
         return asdict(self.count) | {
