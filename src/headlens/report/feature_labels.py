@@ -7,6 +7,7 @@ from headlens.fra.labels import FeatureLabels
 from headlens.report.plain import short_names
 
 LONGEST_LABEL = 160
+"""Characters."""
 
 
 def model_names(results: Sequence[Result]) -> list[str]:

@@ -39,7 +39,6 @@ BYTES = 1 << 20
 """Of the vectors of one side, unless that left fewer than `LEAST` features to a position."""
 LEAST = 6
 MERGED = "other features"
-"""Characters."""
 CONTEXTS = 4
 _START = 90
 

@@ -18,10 +18,10 @@ from headlens.axes import HeadId
 from headlens.universe.batches import grouped
 from headlens.universe.clone import Training, fit_clones
 from headlens.universe.decoder import Shape
-from headlens.universe.evaluate import POSITION, reconstruction_rows
+from headlens.universe.evaluate import POSITION, mean_divergences, skill_of
 from headlens.universe.retrieval import median_over_models, over_models, retrieval
 from headlens.universe.study import JOINING, Progress, Recorded, labelled, leave_one_family_out, same_models
-from headlens.universe.tables import LEAST
+from headlens.universe.tables import LEAST, named
 
 DOCUMENTS = 64
 """Texts that heads join on: more change little."""
@@ -69,12 +69,12 @@ def ablations(
         options = {"training": training, "few": (DOCUMENTS,), "shape": shape, "only": only}
         parts = leave_one_family_out(recorded, **options, progress=progress)
         kl = {head: part.kl[head] for part in parts for head in part.joined}
-        skill = median_over_models({h: 1 - kl[h] / position[h] for h in kl if position[h] > LEAST})
+        skill = median_over_models({h: skill_of(kl[h], position[h]) for h in kl if position[h] > LEAST})
         found = {row["query"]: row for row in retrieval([fold for part in parts for fold in part.folds], positives)}
         row: dict[str, Any] = {"decoder": name}
         told = {"skill": skill} | {m: over_models({q: one[m] for q, one in found.items()}) for m in ("recall", "ap")}
-        for what, (value, low, high) in told.items():
-            row |= {what: value, f"{what}_low": low, f"{what}_high": high}
+        for what, values in told.items():
+            row |= named(what, values)
         rows.append(row)
     return rows
 
@@ -84,6 +84,6 @@ def _position(recorded: Recorded, seed: int) -> dict[HeadId, float]:
     found = {}
     for group in grouped(recorded.train):
         fit = fit_clones(group, recorded.features, rank=0, training=Training(epochs=2, decay=0.0, seed=seed))
-        rows = reconstruction_rows(same_models(recorded.test, group), recorded.features, {POSITION: fit.log_patterns})
-        found |= {HeadId(row["model"], row["layer"], row["head"]): row["kl"] for row in rows}
+        test, methods = same_models(recorded.test, group), {POSITION: fit.log_patterns}
+        found |= mean_divergences(test, recorded.features, methods)[POSITION]
     return found
